@@ -1,0 +1,28 @@
+"""Train sparse networks with regularised dual averaging in Keras 3, and export the zeros as smaller LiteRT files."""
+
+from keras_rda import datasets, litert, optimizers
+from keras_rda.callbacks import SparsityLogger
+from keras_rda.constraints import freeze_zeros
+from keras_rda.litert import ExportError, ExportReport, export
+from keras_rda.metrics import sparsity, summary
+from keras_rda.optimizers import MRDA, RDA, SDA, ProxSGD, SqrtProxSGD
+from keras_rda.penalties import L1, Penalty
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "L1",
+    "MRDA",
+    "RDA",
+    "SDA",
+    "ExportError",
+    "ExportReport",
+    "Penalty",
+    "ProxSGD",
+    "SparsityLogger",
+    "SqrtProxSGD",
+    "export",
+    "freeze_zeros",
+    "sparsity",
+    "summary",
+]

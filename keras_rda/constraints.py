@@ -1,0 +1,47 @@
+"""Keeping zeros while any Keras optimizer fine-tunes the other weights."""
+
+import keras
+from keras import ops
+
+from keras_rda.penalties import is_kernel
+
+
+class ZeroPattern(keras.constraints.Constraint):
+    """Constraint that keeps the zeros which `variable` has now, after applying the constraint it had before."""
+
+    def __init__(self, variable):
+        self._survives = ops.not_equal(variable, 0)
+        self._before = variable.constraint
+
+    def __call__(self, w):
+        if self._before is not None:
+            w = self._before(w)
+        return ops.where(self._survives, w, ops.zeros_like(w))
+
+
+def freeze_zeros(model):
+    """Keep every weight of a kernel that is exactly zero now at zero, whatever optimizer trains the model from here.
+
+    It sets the `constraint` of the model's trainable kernels (rank ≥ 2, no embedding tables, biases or normalisation
+    weights), which Keras applies after each update; one byte a weight. Constraints set this way are not part of a saved
+    model: after loading, call it again.
+
+    Args:
+        model: A built Keras model, compiled before or afterwards.
+
+    Raises:
+        ValueError: the model has no trainable kernels (not built, or all frozen).
+    """
+    kernels = [variable for variable in model.trainable_variables if is_kernel(variable)]
+    if not kernels:
+        raise ValueError(
+            f"freeze_zeros() found no trainable kernels in the model '{model.name}': build it first, and set "
+            "trainable=True on the layers to fine-tune."
+        )
+    for kernel in kernels:
+        # A second call freezes the zeros of that moment and needs no chain of patterns.
+        if isinstance(kernel.constraint, ZeroPattern):
+            kernel.constraint = kernel.constraint._before
+        kernel.constraint = ZeroPattern(kernel)
+    if model.compiled:
+        model.make_train_function(force=True)  # one that is traced already would not see the constraints

@@ -1,0 +1,90 @@
+"""How sparse a model is: σ of eq. (30), as one number and variable by variable."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from keras_rda.penalties import is_kernel
+
+
+@dataclasses.dataclass(frozen=True)
+class VariableSparsity:
+    """The zeros of one variable: `size` entries, `zeros` of them exactly zero, `bytes` in memory (dense)."""
+
+    path: str
+    shape: tuple[int, ...]
+    size: int
+    zeros: int
+    bytes: int
+    kernel: bool
+
+    @property
+    def sparsity(self):
+        """σ = zeros / size."""
+        return self.zeros / self.size if self.size else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class SparsitySummary:
+    """The trainable variables of a model with their zeros: `rows` for programs, `print(summary)` for people."""
+
+    rows: tuple[VariableSparsity, ...]
+
+    def sparsity(self, kernels_only=False):
+        """σ over all rows (eq. 30), or over the kernels."""
+        rows = [row for row in self.rows if row.kernel or not kernels_only]
+        size = sum(row.size for row in rows)
+        if not size:
+            kind = "kernels (trainable weights of rank ≥ 2, no embedding tables)" if kernels_only else "weights"
+            raise ValueError(
+                f"σ is not defined: the model has no trainable {kind}. Build the model first; frozen layers "
+                "(trainable=False) do not count."
+            )
+        return sum(row.zeros for row in rows) / size
+
+    def __str__(self):
+        table = Table("variable", "shape")
+        for name in ("zeros", "σ", "bytes"):
+            table.add_column(name, justify="right")
+        for row in self.rows:
+            shape = " × ".join(map(str, row.shape)) or "scalar"
+            table.add_row(row.path, shape, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}")
+        table.add_section()
+        zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
+        table.add_row("all trainable", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
+        console = Console(width=120)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get()
+
+
+def summary(model):
+    """Return the zeros of every trainable variable of `model` as a `SparsitySummary`; `print` shows a table."""
+    rows = []
+    for variable in model.trainable_variables:
+        array = keras.ops.convert_to_numpy(variable)
+        zeros = array.size - int(np.count_nonzero(array))
+        rows.append(
+            VariableSparsity(variable.path, array.shape, array.size, zeros, array.nbytes, is_kernel(variable))
+        )
+    return SparsitySummary(tuple(rows))
+
+
+def sparsity(model, kernels_only=False):
+    """σ, the share of exactly zero weights: zeros / all of them (eq. 30).
+
+    Args:
+        model: A built Keras model.
+        kernels_only: False counts all trainable weights, as the paper does; True only the ones that the optimizers
+            penalise by default (rank ≥ 2, no embedding tables, biases or normalisation weights).
+
+    Returns:
+        Float between 0 and 1.
+
+    Raises:
+        ValueError: the model has no such weights.
+    """
+    return summary(model).sparsity(kernels_only)

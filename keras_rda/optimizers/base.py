@@ -1,0 +1,279 @@
+"""What every optimizer of this package shares: which variables are penalised, how updates are counted, what is saved."""
+
+import math
+import numbers
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_rda import penalties
+
+
+class PenalizedOptimizer(keras.optimizers.Optimizer):
+    """Base class of the optimizers that produce exact zeros.
+
+    A subclass defines one pure function, `step`, and, if it keeps state, `add_slots`. This class does the rest, the same
+    way for all of them:
+
+    - **Penalised variables** are the trainable ones of rank ≥ 2 that are not embedding tables, biases or normalisation
+      weights; `exclude_from_penalty` takes more out. The others take the same step with no penalty.
+    - **t** counts the updates of each variable: not micro-batches under gradient accumulation, and not the updates in
+      which the variable got no gradient; then it does not move.
+    - **Non-finite gradients**: a NaN or infinite entry counts as zero, so it cannot poison a sum. A variable takes its
+      first step with its first gradient that is finite throughout.
+    - **Precision**: steps are computed, and slots kept, in float32 whatever the dtype of the variable.
+    - **`weight_decay` ρ** enters as `g + ρ·w`. Keras' decoupled form edits `w` before the step, which a step that
+      overwrites `w` would undo silently.
+    - **`use_ema`**: at the end of training the averages replace the weights where the last weights are not zero, so the
+      zeros stay. `ema_overwrite_frequency` is refused.
+    - **Saving**: state that does not fit raises. Keras would warn and skip it, and a step from lost sums would rewrite
+      the model.
+
+    Args:
+        learning_rate: Positive float, `keras.optimizers.schedules.LearningRateSchedule`, or callable without arguments.
+        penalty: λ of an ℓ1 penalty, a schedule of λ, a `keras_rda.Penalty`, or None for no penalty.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
+            `use_ema`, `ema_momentum`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
+
+    Raises:
+        TypeError: `penalty` is neither a number nor a `Penalty`.
+        ValueError: an argument is out of its range; the message gives the range.
+    """
+
+    def __init__(self, learning_rate, penalty, **kwargs):
+        name = type(self).__name__
+        if isinstance(learning_rate, numbers.Real) and not (math.isfinite(learning_rate) and learning_rate > 0):
+            raise ValueError(
+                f"{name}: learning_rate (1/γ) must be a positive float; received {learning_rate!r}. The paper's γ = 1 "
+                "is learning_rate=1.0."
+            )
+        weight_decay = kwargs.get("weight_decay")
+        if weight_decay is not None and not (math.isfinite(weight_decay) and weight_decay >= 0):
+            raise ValueError(f"{name}: weight_decay must be a finite number ≥ 0; received {weight_decay!r}.")
+        if kwargs.get("ema_overwrite_frequency") is not None:
+            raise ValueError(
+                f"{name}: ema_overwrite_frequency={kwargs['ema_overwrite_frequency']!r} cannot work: averaged weights "
+                "have no exact zeros, and the next step does not start from the weights it would overwrite. Leave it "
+                "out: use_ema=True puts the averages in place when training ends and keeps the zeros."
+            )
+        super().__init__(learning_rate, **kwargs)
+        self.penalty = None if penalty is None else penalties.get(penalty)
+        if self.penalty is not None:
+            self._penalty_strength = self.penalty.strength  # tracked: saved, and visible to JAX's stateless update
+        self._excluded_paths = frozenset()
+        self._excluded_names = frozenset()
+        self._unbuilt_size = len(self.variables)
+
+    def exclude_from_penalty(self, var_list=None, var_names=None):
+        """Let variables take the step without penalty, before the optimizer is built (`fit` builds it).
+
+        Args:
+            var_list: Variables of the model.
+            var_names: Strings; a variable with one of them in its path (`"dense_1/kernel"`) is excluded.
+
+        Raises:
+            ValueError: the optimizer is built already. A name that matches nothing raises when it is built.
+        """
+        if self.built:
+            raise ValueError(
+                f"exclude_from_penalty() was called on a {type(self).__name__} that is already built for "
+                f"{len(self._trainable_variables)} variables. Call it before fit(), build() or the first apply()."
+            )
+        if isinstance(var_names, str) or not all(isinstance(name, str) for name in var_names or ()):
+            raise TypeError(f"var_names must be a list of strings; received {var_names!r}.")
+        if not isinstance(var_list, (list, tuple, type(None))):
+            raise TypeError(f"var_list must be a list of variables; received {type(var_list).__name__}.")
+        self._excluded_paths = frozenset(penalties.variable_path(variable) for variable in var_list or ())
+        self._excluded_names = frozenset(var_names or ())
+
+    def build(self, variables):
+        """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
+        if self.built:
+            return
+        super().build(variables)
+        paths = [penalties.variable_path(variable) for variable in variables]
+        unmatched = self._excluded_paths.difference(paths) | {
+            name for name in self._excluded_names if not any(name in path for path in paths)
+        }
+        if unmatched:
+            raise ValueError(
+                f"exclude_from_penalty() was given {sorted(unmatched)}, which match none of the trainable variables "
+                f"{paths}."
+            )
+        self._penalized = [
+            self.penalty is not None
+            and penalties.is_kernel(variable)
+            and path not in self._excluded_paths
+            and not any(name in path for name in self._excluded_names)
+            for variable, path in zip(variables, paths)
+        ]
+        if self.penalty is not None and not any(self._penalized):
+            warnings.warn(
+                f"{type(self).__name__} has nothing to penalise: of {len(variables)} trainable variables none is a "
+                "kernel (rank ≥ 2, no embedding table) that is not excluded, so no weight will become zero. "
+                f"Variables: {paths}.",
+                stacklevel=2,
+            )
+        self._decayed = [self._use_weight_decay(variable) for variable in variables]
+        # One vector for all variables instead of a scalar each: a network has hundreds of variables, and updating a
+        # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
+        self._steps = self.add_variable(
+            (len(variables),), dtype="int", name="steps", aggregation="only_first_replica"
+        )
+        self._slots = [self.add_slots(v, penalized) for v, penalized in zip(variables, self._penalized)]
+
+    def add_slots(self, variable, penalized):
+        """Return the slots of `variable`, a dict of name → `keras.Variable` made by `add_slot`. Order is a file format."""
+        return {}
+
+    def add_slot(self, variable, name):
+        """Create a float32 slot of zeros with the shape and layout of `variable`."""
+        return self.add_variable(
+            variable.shape,
+            dtype="float32",
+            layout=getattr(variable, "_layout", None),
+            name=f"{penalties.variable_path(variable).replace('/', '_')}_{name}",
+        )
+
+    def step(self, weights, gradient, rate, index, slots, prox):
+        """One update of one variable, in float32, without side effects.
+
+        Args:
+            weights, gradient: Tensors of the variable's shape; the gradient is finite and includes weight decay.
+            rate: Scalar, the learning rate of this step.
+            index: Position of the variable in `self._steps`.
+            slots: Dict of name → tensor, as created by `add_slots`.
+            prox: `prox(u, step)`: the penalty's proximal map, or the identity for variables without penalty.
+
+        Returns:
+            The new weights, and the dict of the new slots.
+        """
+        raise NotImplementedError
+
+    def apply(self, grads, trainable_variables=None):
+        """Update the variables from their gradients; see `keras.optimizers.Optimizer.apply`."""
+        if self.penalty is not None:
+            self.penalty.follow_schedule(self.iterations)
+        super().apply(grads, trainable_variables)
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # Keras calls this once per real update (inside gradient accumulation's condition), with the variables that have
+        # a gradient: the one place where all counters can advance together.
+        indices = [self._get_variable_index(variable) for variable in trainable_variables]
+        self._advance(indices, grads, ops.cast(learning_rate, "float32"))
+        super()._backend_update_step(grads, trainable_variables, learning_rate)
+
+    def _advance(self, indices, grads, rate):
+        """Count this update for the variables at `indices`; return the mask of those it counts for, shape (variables,)."""
+        received = np.zeros(len(self._slots), bool)
+        received[indices] = True
+
+        def finite_throughout():
+            flags = [ops.convert_to_tensor(True)] * len(self._slots)
+            for index, gradient in zip(indices, grads):
+                flags[index] = ops.all(ops.isfinite(_dense(gradient)))
+            return ops.stack(flags)
+
+        # Once every variable has started, a non-finite entry only counts as zero, and the gradients need no extra pass.
+        started = ops.greater(self._steps, 0)
+        finite = ops.cond(ops.all(started), lambda: ops.ones_like(started), finite_throughout)
+        counts = ops.logical_and(received, ops.logical_or(started, finite))
+        self._steps.assign(ops.add(self._steps, ops.cast(counts, self._steps.dtype)))
+        return counts
+
+    def _float_steps(self, index):
+        """t of the variable at `index`, a float32 scalar ≥ 1 (before its first step, when the result is discarded, 1)."""
+        return ops.cast(ops.maximum(self._steps[index], 1), "float32")
+
+    def _moves(self, index):
+        """Whether the variable at `index` has a step to take: a scalar boolean."""
+        return ops.greater(self._steps[index], 0)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Update one variable and its slots; called by Keras."""
+        index = self._get_variable_index(variable)
+        weights = ops.cast(variable, "float32")
+        gradient = ops.cast(_dense(gradient), "float32")
+        gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
+        if self.weight_decay is not None and self._decayed[index]:
+            gradient = ops.add(gradient, ops.multiply(self.weight_decay, weights))
+        prox = self.penalty.prox if self._penalized[index] else _identity
+        slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
+        new_weights, new_slots = self.step(
+            weights, gradient, ops.cast(learning_rate, "float32"), index, slots, prox
+        )
+        for name, value in new_slots.items():
+            self.assign(self._slots[index][name], value)
+        new_weights = ops.where(self._moves(index), new_weights, weights)
+        self.assign(variable, ops.cast(new_weights, variable.dtype))
+
+    def _apply_weight_decay(self, variables):
+        pass  # coupled instead: update_step adds it to the gradient
+
+    def finalize_variable_values(self, var_list):
+        """At the end of training with `use_ema`: the averages where the last weights are not zero, else zero."""
+        if not self.use_ema:
+            return
+        zeros = [ops.equal(variable, 0) if penalties.is_kernel(variable) else None for variable in var_list]
+        super().finalize_variable_values(var_list)
+        for variable, zero in zip(var_list, zeros):
+            if zero is not None:
+                variable.assign(ops.where(zero, ops.zeros_like(variable), variable))
+
+    def load_own_variables(self, store):
+        """Restore the state, or raise a `ValueError` that says what does not fit."""
+        sizes = {len(self.variables), self._unbuilt_size}
+        if len(store.keys()) not in sizes:
+            hint = (
+                "Compile the model with the optimizer (class, penalty, center, exclusions) that was saved, or, to "
+                "train the loaded weights afresh, load them before compile()."
+                if self.built
+                else "Call optimizer.build(model.trainable_variables) before loading."
+            )
+            raise ValueError(
+                f"The state saved for {type(self).__name__} '{self.name}' has {len(store.keys())} variables; this "
+                f"optimizer has {len(self.variables)}. Training on would rewrite the model from sums that were lost. "
+                + hint
+            )
+        for i in range(len(store.keys())):
+            variable, value = self.variables[i], store[str(i)]
+            if tuple(variable.shape) != tuple(value.shape):
+                raise ValueError(
+                    f"The state saved for {type(self).__name__} '{self.name}' has shape {tuple(value.shape)} where "
+                    f"'{variable.path}' has {tuple(variable.shape)}: it belongs to another model or optimizer."
+                )
+        for i, variable in enumerate(self.variables):
+            # A state saved before the first step has no slots yet; they start at zero.
+            variable.assign(store[str(i)] if str(i) in store.keys() else ops.zeros_like(variable))
+
+    def get_config(self):
+        config = super().get_config()
+        if self.penalty is not None:
+            config["penalty"] = keras.saving.serialize_keras_object(self.penalty)
+        config["excluded_from_penalty"] = {
+            "paths": sorted(self._excluded_paths),
+            "names": sorted(self._excluded_names),
+        }
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        excluded = config.pop("excluded_from_penalty", {"paths": (), "names": ()})
+        if "penalty" in config:
+            config["penalty"] = keras.saving.deserialize_keras_object(config["penalty"], custom_objects=custom_objects)
+        optimizer = super().from_config(config, custom_objects=custom_objects)
+        optimizer._excluded_paths = frozenset(excluded["paths"])
+        optimizer._excluded_names = frozenset(excluded["names"])
+        return optimizer
+
+
+def _identity(u, step):
+    return u
+
+
+def _dense(gradient):
+    """The gradient as a dense tensor; TensorFlow gives embeddings' gradients as `IndexedSlices`."""
+    return ops.convert_to_tensor(gradient, sparse=False)

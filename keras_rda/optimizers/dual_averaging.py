@@ -1,0 +1,86 @@
+"""The step that SDA, RDA and MRDA share."""
+
+import numbers
+
+from keras import ops
+
+from keras_rda.optimizers.base import PenalizedOptimizer
+
+
+class DualAveraging(PenalizedOptimizer):
+    """Dual averaging with a penalty ψ and the prox centre `w_0`.
+
+    Update rule, with `a_t` the learning rate at the variable's t-th update and `g_t` its gradient:
+
+    ```
+    S_t = S_{t-1} + a_t·g_t                               gradient_sum
+    A_t = A_{t-1} + a_t                                   weight_sum
+    w_{t+1} = argmin_w ⟨S_t, w⟩ + A_t·ψ(w) + (t^α / 2)·‖w − w_0‖²
+            = prox_{(A_t / t^α)·ψ}(w_0 − S_t / t^α)
+    ```
+
+    With a constant rate `a_t = 1/γ` this is the paper's step with `β_t = γ·t^α`. A learning-rate schedule weights the
+    gradients. Variables without penalty take the step with ψ = 0, centred on their initial values.
+
+    Slots: `gradient_sum`; and `center`, the weights before the first step, where the centre is not zero.
+
+    A variable does not move before its first gradient of positive rate: with `A_t = 0` the step would put it on its
+    centre, and a warm-up that starts at zero would wipe a network whose centre is zero.
+    """
+
+    def __init__(self, learning_rate, penalty, center, exponent, **kwargs):
+        super().__init__(learning_rate, penalty, **kwargs)
+        name = type(self).__name__
+        if center not in ("zero", "initial"):
+            raise ValueError(
+                f'{name}: center must be "zero" or "initial"; received {center!r}. "initial" keeps the weights that '
+                'training starts from, for example pretrained ones, as prox centre; "zero" is the paper\'s.'
+            )
+        if isinstance(exponent, bool) or not isinstance(exponent, numbers.Real) or not 0 < exponent < 1:
+            raise ValueError(
+                f"{name}: exponent (α in β_t = γ·t^α) must be a number between 0 and 1, where the method converges; "
+                f"received {exponent!r}. The paper's is 0.5."
+            )
+        self.center = center
+        self.exponent = float(exponent)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        # Row 0: A_t of every variable; row 1: what rounding took from it (Kahan). A plain float32 sum of ones stops at
+        # 2²⁴, and one of small rates drifts.
+        self._weight_sum = self.add_variable(
+            (2, len(variables)), dtype="float32", name="weight_sum", aggregation="only_first_replica"
+        )
+
+    def add_slots(self, variable, penalized):
+        names = ["gradient_sum"]
+        if self.center == "initial" or not penalized:
+            names.append("center")
+        return {name: self.add_slot(variable, name) for name in names}
+
+    def _advance(self, indices, grads, rate):
+        counts = super()._advance(indices, grads, rate)
+        total, lost = self._weight_sum[0], self._weight_sum[1]
+        weight = ops.subtract(ops.multiply(ops.cast(counts, "float32"), rate), lost)
+        new_total = ops.add(total, weight)
+        new_lost = ops.subtract(ops.subtract(new_total, total), weight)
+        self._weight_sum.assign(ops.stack([new_total, new_lost]))
+        return counts
+
+    def _moves(self, index):
+        return ops.greater(self._weight_sum[0, index], 0.0)
+
+    def step(self, weights, gradient, rate, index, slots, prox):
+        slots = {**slots, "gradient_sum": ops.add(slots["gradient_sum"], ops.multiply(rate, gradient))}
+        scale = ops.power(self._float_steps(index), -self.exponent)
+        u = ops.multiply(ops.negative(scale), slots["gradient_sum"])
+        if "center" in slots:
+            # Taken here and not in build(): build may run inside a trace, or before weights are loaded.
+            slots["center"] = ops.where(ops.less_equal(self._steps[index], 1), weights, slots["center"])
+            u = ops.add(slots["center"], u)
+        return prox(u, ops.multiply(scale, self._weight_sum[0, index])), slots
+
+    def get_config(self):
+        return {**super().get_config(), "center": self.center, "exponent": self.exponent}

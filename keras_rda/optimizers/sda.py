@@ -1,0 +1,32 @@
+import keras
+
+from keras_rda.optimizers.dual_averaging import DualAveraging
+
+
+@keras.saving.register_keras_serializable(package="keras_rda")
+class SDA(DualAveraging):
+    """Simple dual averaging: Nesterov's method, dense, centred on the initial weights.
+
+    ```
+    S_t = S_{t-1} + learning_rate·g_t
+    w_{t+1} = w_0 − S_t / √t
+    ```
+
+    Args:
+        learning_rate: 1/γ. Positive float, schedule, or callable without arguments. Defaults to 1.0.
+        exponent: α in `β_t = γ·t^α`, between 0 and 1. Defaults to 0.5.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`; see `PenalizedOptimizer`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Reference: equations (5)–(7) of the paper.
+    """
+
+    def __init__(self, learning_rate=1.0, exponent=0.5, **kwargs):
+        super().__init__(learning_rate, None, "initial", exponent, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["center"]
+        return config
