@@ -102,14 +102,20 @@ def main():
         "SGD": keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, steps), momentum=0.9),
         "MRDA": keras_rda.MRDA(keras.optimizers.schedules.CosineDecay(1.0, steps), arguments.penalty),
     }
-    table = Table(title=f"{arguments.dataset}, {arguments.epochs} epochs, seed {arguments.seed}, λ {arguments.penalty:g}")
+    table = Table(
+        title=f"{arguments.dataset}, {arguments.epochs} epochs, seed {arguments.seed}, λ {arguments.penalty:g}"
+    )
     table.add_column("method")
     for column in ("top-1", "top-1 LiteRT", "σ", "bytes dense", "bytes sparse", "sparse/dense", "largest difference"):
         table.add_column(column, justify="right")
     figure, (accuracy_axes, sparsity_axes) = plt.subplots(2, sharex=True, figsize=(7, 6), layout="constrained")
 
     with Progress(
-        TextColumn("{task.description:>5}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[status]}")
+        TextColumn("{task.description:>5}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[status]}"),
     ) as progress:
         for method, optimizer in methods.items():
             keras.utils.set_random_seed(arguments.seed)
@@ -138,10 +144,7 @@ def main():
             report = keras_rda.export(model, file)
             expected = model.predict(x_test, batch_size=360, verbose=0)
             received = np.concatenate(
-                [
-                    keras_rda.litert.predict(file, {model.inputs[0].name: x_test[i : i + 360]})["output_0"]
-                    for i in range(0, len(x_test), 360)
-                ]
+                [keras_rda.litert.predict(file, x_test[i : i + 360])["output_0"] for i in range(0, len(x_test), 360)]
             )
             table.add_row(
                 method,
@@ -153,7 +156,9 @@ def main():
                 f"{np.max(np.abs(received - expected)):.2g}",
             )
 
-    accuracy_axes.set(ylabel="top-1 on the test split", title=f"{arguments.dataset}: SGD and MRDA, λ {arguments.penalty:g}")
+    accuracy_axes.set(
+        ylabel="top-1 on the test split", title=f"{arguments.dataset}: SGD and MRDA, λ {arguments.penalty:g}"
+    )
     sparsity_axes.set(ylabel="σ, all trainable weights", xlabel="epoch", ylim=(0, 1))
     accuracy_axes.legend()
     plot = arguments.output / f"{arguments.dataset}.png"

@@ -16,6 +16,7 @@ class ZeroPattern(keras.constraints.Constraint):
     def __call__(self, w):
         if self._before is not None:
             w = self._before(w)
+        w = ops.convert_to_tensor(w)
         return ops.where(self._survives, w, ops.zeros_like(w))
 
 

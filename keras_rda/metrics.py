@@ -67,9 +67,7 @@ def summary(model):
     for variable in model.trainable_variables:
         array = keras.ops.convert_to_numpy(variable)
         zeros = array.size - int(np.count_nonzero(array))
-        rows.append(
-            VariableSparsity(variable.path, array.shape, array.size, zeros, array.nbytes, is_kernel(variable))
-        )
+        rows.append(VariableSparsity(variable.path, array.shape, array.size, zeros, array.nbytes, is_kernel(variable)))
     return SparsitySummary(tuple(rows))
 
 

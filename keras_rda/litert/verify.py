@@ -29,19 +29,22 @@ def predict(path, inputs):
 
     Args:
         path: The file.
-        inputs: Dict of input name → array with the batch first. Keras names a file's inputs like the model's.
+        inputs: An array with the batch first, or, for a file of several inputs, a dict of input name → array; Keras
+            names a file's inputs like the model's.
 
     Returns:
         Dict of output name → array. Keras names a file's outputs `output_0`, `output_1`, … unless the model returns a
         dict.
 
     Raises:
-        ValueError: the names are not those of the file.
+        ValueError: the inputs are not those of the file.
     """
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(model_path=str(path)).get_signature_runner()
     expected = sorted(runner.get_input_details())
+    if not isinstance(inputs, dict):
+        inputs = dict.fromkeys(expected[:1], inputs)
     if sorted(inputs) != expected:
         raise ValueError(f"The file {str(path)!r} has the inputs {expected}; received {sorted(inputs)}.")
     return runner(**inputs)
@@ -55,6 +58,8 @@ def compare(model, path):
     outputs = model.predict_on_batch(keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure))
     if not isinstance(outputs, dict):
         outputs = {f"output_{i}": output for i, output in enumerate(keras.tree.flatten(outputs))}
+    if len(inputs) == 1:  # a model that was cloned or loaded may have renamed its only input
+        (inputs,) = inputs.values()
     return largest_difference(outputs, predict(path, inputs))
 
 

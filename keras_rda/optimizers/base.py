@@ -33,12 +33,11 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
 
     Args:
         learning_rate: Positive float, `keras.optimizers.schedules.LearningRateSchedule`, or callable without arguments.
-        penalty: λ of an ℓ1 penalty, a schedule of λ, a `keras_rda.Penalty`, or None for no penalty.
+        penalty: A `keras_rda.Penalty`, or None for no penalty.
         **kwargs: Arguments of `keras.optimizers.Optimizer`: `weight_decay`, `clipnorm`, `clipvalue`, `global_clipnorm`,
             `use_ema`, `ema_momentum`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
 
     Raises:
-        TypeError: `penalty` is neither a number nor a `Penalty`.
         ValueError: an argument is out of its range; the message gives the range.
     """
 
@@ -59,11 +58,12 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 "out: use_ema=True puts the averages in place when training ends and keeps the zeros."
             )
         super().__init__(learning_rate, **kwargs)
-        self.penalty = None if penalty is None else penalties.get(penalty)
+        self.penalty = penalty
         if self.penalty is not None:
             self._penalty_strength = self.penalty.strength  # tracked: saved, and visible to JAX's stateless update
-        self._excluded_paths = frozenset()
-        self._excluded_names = frozenset()
+        self._excluded_ids = ()
+        self._excluded_paths = ()
+        self._excluded_names = ()
         self._unbuilt_size = len(self.variables)
 
     def exclude_from_penalty(self, var_list=None, var_names=None):
@@ -85,8 +85,23 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             raise TypeError(f"var_names must be a list of strings; received {var_names!r}.")
         if not isinstance(var_list, (list, tuple, type(None))):
             raise TypeError(f"var_list must be a list of variables; received {type(var_list).__name__}.")
-        self._excluded_paths = frozenset(penalties.variable_path(variable) for variable in var_list or ())
-        self._excluded_names = frozenset(var_names or ())
+        self._excluded_ids = tuple(map(id, var_list or ()))
+        self._excluded_paths = tuple(map(penalties.variable_path, var_list or ()))
+        self._excluded_names = tuple(var_names or ())
+
+    def _excluded(self, variables, paths):
+        """The positions of the variables that `exclude_from_penalty` named."""
+        matches = {name: {i for i, path in enumerate(paths) if name in path} for name in self._excluded_names}
+        for k, path in enumerate(self._excluded_paths):
+            if self._excluded_ids:
+                matches[path] = {i for i, variable in enumerate(variables) if id(variable) == self._excluded_ids[k]}
+            else:  # from a saved configuration: a loaded model may name its variables with or without its own name
+                matches[path] = {i for i, other in enumerate(paths) if f"/{path}".endswith(f"/{other}")}
+        if unmatched := sorted(name for name, positions in matches.items() if not positions):
+            raise ValueError(
+                f"exclude_from_penalty() was given {unmatched}, which match none of the trainable variables {paths}."
+            )
+        return set().union(*matches.values())
 
     def build(self, variables):
         """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
@@ -94,20 +109,10 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             return
         super().build(variables)
         paths = [penalties.variable_path(variable) for variable in variables]
-        unmatched = self._excluded_paths.difference(paths) | {
-            name for name in self._excluded_names if not any(name in path for path in paths)
-        }
-        if unmatched:
-            raise ValueError(
-                f"exclude_from_penalty() was given {sorted(unmatched)}, which match none of the trainable variables "
-                f"{paths}."
-            )
+        excluded = self._excluded(variables, paths)
         self._penalized = [
-            self.penalty is not None
-            and penalties.is_kernel(variable)
-            and path not in self._excluded_paths
-            and not any(name in path for name in self._excluded_names)
-            for variable, path in zip(variables, paths)
+            self.penalty is not None and penalties.is_kernel(variable) and i not in excluded
+            for i, variable in enumerate(variables)
         ]
         if self.penalty is not None and not any(self._penalized):
             warnings.warn(
@@ -119,9 +124,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         self._decayed = [self._use_weight_decay(variable) for variable in variables]
         # One vector for all variables instead of a scalar each: a network has hundreds of variables, and updating a
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
-        self._steps = self.add_variable(
-            (len(variables),), dtype="int", name="steps", aggregation="only_first_replica"
-        )
+        self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
         self._slots = [self.add_slots(v, penalized) for v, penalized in zip(variables, self._penalized)]
 
     def add_slots(self, variable, penalized):
@@ -201,9 +204,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             gradient = ops.add(gradient, ops.multiply(self.weight_decay, weights))
         prox = self.penalty.prox if self._penalized[index] else _identity
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
-        new_weights, new_slots = self.step(
-            weights, gradient, ops.cast(learning_rate, "float32"), index, slots, prox
-        )
+        new_weights, new_slots = self.step(weights, gradient, ops.cast(learning_rate, "float32"), index, slots, prox)
         for name, value in new_slots.items():
             self.assign(self._slots[index][name], value)
         new_weights = ops.where(self._moves(index), new_weights, weights)
@@ -220,7 +221,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         super().finalize_variable_values(var_list)
         for variable, zero in zip(var_list, zeros):
             if zero is not None:
-                variable.assign(ops.where(zero, ops.zeros_like(variable), variable))
+                variable.assign(ops.where(zero, ops.zeros(variable.shape, variable.dtype), variable))
 
     def load_own_variables(self, store):
         """Restore the state, or raise a `ValueError` that says what does not fit."""
@@ -246,15 +247,15 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 )
         for i, variable in enumerate(self.variables):
             # A state saved before the first step has no slots yet; they start at zero.
-            variable.assign(store[str(i)] if str(i) in store.keys() else ops.zeros_like(variable))
+            variable.assign(store[str(i)] if str(i) in store.keys() else ops.zeros(variable.shape, variable.dtype))
 
     def get_config(self):
         config = super().get_config()
         if self.penalty is not None:
             config["penalty"] = keras.saving.serialize_keras_object(self.penalty)
         config["excluded_from_penalty"] = {
-            "paths": sorted(self._excluded_paths),
-            "names": sorted(self._excluded_names),
+            "paths": list(self._excluded_paths),
+            "names": list(self._excluded_names),
         }
         return config
 
@@ -265,8 +266,8 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         if "penalty" in config:
             config["penalty"] = keras.saving.deserialize_keras_object(config["penalty"], custom_objects=custom_objects)
         optimizer = super().from_config(config, custom_objects=custom_objects)
-        optimizer._excluded_paths = frozenset(excluded["paths"])
-        optimizer._excluded_names = frozenset(excluded["names"])
+        optimizer._excluded_paths = tuple(excluded["paths"])
+        optimizer._excluded_names = tuple(excluded["names"])
         return optimizer
 
 

@@ -1,5 +1,6 @@
 import keras
 
+from keras_rda import penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
 
 
@@ -45,4 +46,4 @@ class MRDA(DualAveraging):
     """
 
     def __init__(self, learning_rate=1.0, penalty=1e-6, center="zero", exponent=0.5, **kwargs):
-        super().__init__(learning_rate, penalty, center, exponent, **kwargs)
+        super().__init__(learning_rate, penalties.get(penalty), center, exponent, **kwargs)

@@ -2,8 +2,8 @@ import warnings
 
 import keras
 
+from keras_rda import penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
-from keras_rda.penalties import variable_path
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -28,14 +28,14 @@ class RDA(DualAveraging):
     """
 
     def __init__(self, learning_rate=1.0, penalty=1e-6, exponent=0.5, **kwargs):
-        super().__init__(learning_rate, penalty, "zero", exponent, **kwargs)
+        super().__init__(learning_rate, penalties.get(penalty), "zero", exponent, **kwargs)
 
     def build(self, variables):
         if self.built:
             return
         super().build(variables)
         nonzero = [
-            variable_path(variable)
+            penalties.variable_path(variable)
             for variable, penalized in zip(variables, self._penalized)
             if penalized and _any_nonzero(variable)
         ]

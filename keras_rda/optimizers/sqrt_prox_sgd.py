@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_rda import penalties
 from keras_rda.optimizers.base import PenalizedOptimizer
 
 
@@ -28,7 +29,7 @@ class SqrtProxSGD(PenalizedOptimizer):
     """
 
     def __init__(self, learning_rate=1.0, penalty=1e-6, **kwargs):
-        super().__init__(learning_rate, penalty, **kwargs)
+        super().__init__(learning_rate, penalties.get(penalty), **kwargs)
 
     def step(self, weights, gradient, rate, index, slots, prox):
         root = ops.sqrt(self._float_steps(index))

@@ -1,0 +1,116 @@
+"""Time of one compiled update of a ResNet50's 25.6 M parameters, relative to SGD with momentum.
+
+    python examples/benchmarks/step_time.py
+    KERAS_BACKEND=jax python examples/benchmarks/step_time.py
+
+All optimizers update the same variables from the same gradients, one update each in turn, so that noise on the machine
+meets them alike; a ratio is the median over the rounds of time / SGD's time in the same round. The memory bandwidth is
+measured in the same rounds, by a copy. Bytes moved is what an update has to read and write at least.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import keras_rda
+
+# Arrays of the parameters' size that one update reads and writes: gradient, slots, weights.
+OPTIMIZERS = {
+    "SGD, momentum": (lambda: keras.optimizers.SGD(0.01, momentum=0.9), 5),
+    "MRDA": (lambda: keras_rda.MRDA(), 5),
+    "MRDA, center initial": (lambda: keras_rda.MRDA(center="initial"), 7),
+    "SDA": (lambda: keras_rda.SDA(), 7),
+    "ProxSGD": (lambda: keras_rda.ProxSGD(), 3),
+    "SqrtProxSGD": (lambda: keras_rda.SqrtProxSGD(), 3),
+    "Adam": (lambda: keras.optimizers.Adam(), 7),
+    "Ftrl": (lambda: keras.optimizers.Ftrl(l1_regularization_strength=1e-6), 7),
+}
+
+
+def compiled_update(optimizer, variables, gradients):
+    """Return a function without arguments that runs one compiled update and waits for it."""
+    optimizer.build(variables)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        apply = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
+        # Copies, because the update consumes its inputs and the optimizers share the variables.
+        state = [[jax.numpy.array(v.value) for v in group] for group in (optimizer.variables, variables)]
+
+        def update():
+            state[1], state[0] = apply(state[0], gradients, state[1])
+            jax.block_until_ready(state)
+
+        return update
+
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")  # it takes the optimizers for one function that is traced again and again
+    apply = tf.function(lambda *gradients: optimizer.apply(list(gradients), variables), jit_compile=True)
+    return lambda: apply(*gradients)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--model", default="ResNet50", help="a keras.applications architecture")
+    arguments = parser.parse_args()
+
+    model = getattr(keras.applications, arguments.model)(weights=None)
+    variables = model.trainable_variables
+    random = np.random.default_rng(0)
+    gradients = [
+        keras.ops.convert_to_tensor(1e-3 * random.standard_normal(v.shape, dtype="float32")) for v in variables
+    ]
+    size = sum(4 * int(np.prod(variable.shape)) for variable in variables)
+    updates, slots = {}, {}
+    for name, (make, _) in OPTIMIZERS.items():
+        optimizer = make()
+        updates[name] = compiled_update(optimizer, variables, gradients)
+        slots[name] = sum(4 * int(np.prod(v.shape)) for v in optimizer.variables)
+        for _ in range(3):
+            updates[name]()
+    source, target = np.ones(size // 4, "float32"), np.empty(size // 4, "float32")
+    updates["copy"] = lambda: np.copyto(target, source)
+
+    seconds = {name: [] for name in updates}
+    for _ in range(arguments.rounds):
+        for name, update in updates.items():
+            start = time.perf_counter()
+            update()
+            seconds[name].append(time.perf_counter() - start)
+
+    copy_bandwidth = 2 * size / statistics.median(seconds.pop("copy"))
+    table = Table(title=f"{arguments.model}, {size / 4e6:.1f} M trainable parameters, {keras.backend.backend()}, XLA")
+    table.add_column("optimizer")
+    for column in ("time / SGD's", "ms", "slots, MB", "bytes moved, MB", "GB/s"):
+        table.add_column(column, justify="right")
+    for name, times in seconds.items():
+        ratio = statistics.median(t / reference for t, reference in zip(times, seconds["SGD, momentum"], strict=True))
+        moved = OPTIMIZERS[name][1] * size
+        median = statistics.median(times)
+        table.add_row(
+            name,
+            f"{ratio:.2f}",
+            f"{1e3 * median:.1f}",
+            f"{slots[name] / 1e6:.1f}",
+            f"{moved / 1e6:.0f}",
+            f"{moved / median / 1e9:.1f}",
+        )
+    console = Console(width=100)
+    console.print(table)
+    console.print(
+        f"Memory bandwidth of a copy: {copy_bandwidth / 1e9:.1f} GB/s. {arguments.rounds} interleaved rounds."
+    )
+
+
+if __name__ == "__main__":
+    main()

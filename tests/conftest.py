@@ -1,0 +1,108 @@
+"""Seeds, tiny models and the optimizers under test. Run with KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_rda
+
+BACKEND = keras.backend.backend()
+
+# Every optimizer with arguments under which a tiny problem ends with zeros (where the method can have zeros).
+OPTIMIZERS = {
+    "SDA": lambda **kwargs: keras_rda.SDA(**{"learning_rate": 0.1, **kwargs}),
+    "RDA": lambda **kwargs: keras_rda.RDA(**{"learning_rate": 0.1, "penalty": 0.01, **kwargs}),
+    "MRDA": lambda **kwargs: keras_rda.MRDA(**{"learning_rate": 0.1, "penalty": 0.01, **kwargs}),
+    "MRDA-initial": lambda **kwargs: keras_rda.MRDA(
+        **{"learning_rate": 0.1, "penalty": 0.01, "center": "initial", **kwargs}
+    ),
+    "ProxSGD": lambda **kwargs: keras_rda.ProxSGD(**{"learning_rate": 0.1, "penalty": 0.1, **kwargs}),
+    "SqrtProxSGD": lambda **kwargs: keras_rda.SqrtProxSGD(**{"learning_rate": 0.1, "penalty": 1e-4, **kwargs}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state():
+    keras.utils.clear_session()  # names of layers start again
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_floatx("float32")
+
+
+@pytest.fixture(params=OPTIMIZERS)
+def make_optimizer(request):
+    """Each optimizer in turn, as a function of keyword arguments."""
+    return OPTIMIZERS[request.param]
+
+
+@pytest.fixture
+def digits():
+    """The embedded training digits as float32 between 0 and 1, with their labels."""
+    (images, labels), _ = keras_rda.datasets.load_digits()
+    return (images / 16).astype("float32"), labels.astype("int32")
+
+
+def small_network(kernel_initializer="glorot_uniform"):
+    """A convolution, normalisation and two dense layers on 8×8 images: kernels, biases, scales and offsets."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((8, 8, 1)),
+            layers.Conv2D(8, 3, strides=2, use_bias=False, kernel_initializer=kernel_initializer),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(16, kernel_initializer=kernel_initializer),
+            layers.LayerNormalization(),
+            layers.ReLU(),
+            layers.Dense(10, kernel_initializer=kernel_initializer),
+        ]
+    )
+
+
+def compiled(model, optimizer, **kwargs):
+    model.compile(
+        optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **kwargs,
+    )
+    return model
+
+
+def variables(*arrays, dtype="float32"):
+    """Keras variables named like a layer's: `kernel` for rank ≥ 2, else `bias`."""
+    return [
+        keras.Variable(np.asarray(array), dtype=dtype, name="kernel" if np.ndim(array) > 1 else "bias")
+        for array in arrays
+    ]
+
+
+def values(items):
+    """The values of variables as NumPy arrays."""
+    return [keras.ops.convert_to_numpy(item) for item in items]
+
+
+def state(model):
+    """All bits of a model and its optimizer."""
+    return values(model.variables) + values(model.optimizer.variables)
+
+
+def compiled_steps(optimizer, variable, gradients):
+    """Yield the variable after each compiled update."""
+    optimizer.build([variable])
+    if keras.backend.backend() == "jax":
+        import jax
+
+        apply = jax.jit(optimizer.stateless_apply)
+        state, trained = [v.value for v in optimizer.variables], [variable.value]
+        for gradient in gradients:
+            trained, state = apply(state, [gradient], trained)
+            yield np.asarray(trained[0])
+    else:
+        import tensorflow as tf
+
+        apply = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), jit_compile=True)
+        for gradient in gradients:
+            apply(tf.constant(gradient))
+            yield values([variable])[0]

@@ -1,0 +1,81 @@
+"""Float64 NumPy transcriptions of the paper's equations: the source of every expected number in the tests.
+
+Each generator takes the gradients g_1, g_2, … and yields w_2, w_3, …. `rates` are the learning rates a_1, a_2, …; with a
+constant rate 1/γ the general step (`dual_averaging`) is the paper's, which `sda`, `rda`, `mrda` and `centred` transcribe
+literally so that the general step is checked too.
+"""
+
+import numpy as np
+
+
+def soft(u, threshold):
+    """The closed form of (20), (22) and (24), case by case."""
+    return np.where(u > threshold, u - threshold, np.where(u < -threshold, u + threshold, 0.0))
+
+
+def _float64(gradients):
+    return (np.asarray(g, "float64") for g in gradients)
+
+
+def sda(w_0, gradients, gamma):
+    """(6): w_{t+1} = w_0 − (1/β_t) Σ g_τ with β_t = γ√t."""
+    total = np.zeros_like(w_0)
+    for t, g in enumerate(_float64(gradients), 1):
+        total = total + g
+        yield w_0 - total / (gamma * np.sqrt(t))
+
+
+def sda_recursion(w_0, gradients, gamma, alpha=0.5):
+    """(7): SDA as a perturbation of SGD."""
+    w = w_0
+    for t, g in enumerate(_float64(gradients), 1):
+        keep = (1 - 1 / t) ** alpha
+        w = (1 - keep) * w_0 + keep * w - g / (gamma * t**alpha)
+        yield w
+
+
+def mrda(gradients, gamma, strength):
+    """(28), (29) with ℓ1: the closed form (22) at w_0 = 0, by the average gradient. `rda` is the same: only w_1 differs."""
+    average = 0.0
+    for t, g in enumerate(_float64(gradients), 1):
+        average = (t - 1) / t * average + g / t
+        beta = gamma * np.sqrt(t)
+        yield soft(-t / beta * average, t / beta * strength)
+
+
+rda = mrda
+
+
+def centred(w_0, gradients, gamma, strength):
+    """(13), (14) with ℓ1, centred on w_0."""
+    average = np.zeros_like(w_0)
+    for t, g in enumerate(_float64(gradients), 1):
+        average = (t - 1) / t * average + g / t
+        beta = gamma * np.sqrt(t)
+        yield soft(w_0 - t / beta * average, t / beta * strength)
+
+
+def dual_averaging(w_0, gradients, rates, strength, alpha=0.5):
+    """soft(w_0 − S_t / t^α, λ·A_t / t^α) with S_t = Σ a_τ g_τ and A_t = Σ a_τ."""
+    gradient_sum, weight_sum = np.zeros_like(w_0), 0.0
+    for t, (g, a) in enumerate(zip(_float64(gradients), rates, strict=True), 1):
+        gradient_sum = gradient_sum + a * g
+        weight_sum += a
+        yield soft(w_0 - gradient_sum / t**alpha, strength * weight_sum / t**alpha)
+
+
+def prox_sgd(w_1, gradients, rates, strength):
+    """(20) with α_t = a_t/√t."""
+    w = w_1
+    for t, (g, a) in enumerate(zip(_float64(gradients), rates, strict=True), 1):
+        alpha = a / np.sqrt(t)
+        w = soft(w - alpha * g, alpha * strength)
+        yield w
+
+
+def sqrt_prox_sgd(w_1, gradients, rates, strength):
+    """(24) with α_t = a_t/√t."""
+    w = w_1
+    for t, (g, a) in enumerate(zip(_float64(gradients), rates, strict=True), 1):
+        w = soft(w - a / np.sqrt(t) * g, np.sqrt(t) * strength)
+        yield w

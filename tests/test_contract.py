@@ -1,0 +1,356 @@
+"""What every optimizer promises, one table: optimizers × promises. The backend is the process's."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND, compiled, compiled_steps, small_network, state, values, variables
+from keras import ops
+
+import keras_rda
+
+KERNEL, BIAS = np.linspace(-1, 1, 12).reshape(3, 4), np.linspace(0.5, 1, 4)
+
+
+def network(optimizer):
+    # RDA is for weights that start at zero.
+    return small_network("zeros" if isinstance(optimizer, keras_rda.RDA) else "glorot_uniform")
+
+
+def start(optimizer):
+    """A kernel and a bias that suit the optimizer, and two gradients."""
+    kernel, bias = variables(0 * KERNEL if isinstance(optimizer, keras_rda.RDA) else KERNEL, BIAS)
+    random = np.random.default_rng(0)
+    gradients = [[random.normal(size=v.shape).astype("float32") for v in (kernel, bias)] for _ in range(5)]
+    return [kernel, bias], gradients
+
+
+def run(optimizer, weights, gradients):
+    for gradient in gradients:
+        optimizer.apply(gradient, weights)
+    return values(weights)
+
+
+def assert_equal(ours, theirs):
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_close(ours, theirs, **tolerance):
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
+
+
+def test_fit_trains_and_is_the_same_compiled_or_not(make_optimizer, digits):
+    x, y = digits[0][:96], digits[1][:96]
+    results = []
+    for jit_compile in (True, False):
+        keras.utils.set_random_seed(1)
+        optimizer = make_optimizer()
+        model = compiled(network(optimizer), optimizer, jit_compile=jit_compile)
+        before = values(model.trainable_variables)
+        loss = model.fit(x, y, batch_size=32, epochs=2, shuffle=False, verbose=0).history["loss"]
+        results.append(values(model.trainable_variables))
+        assert loss[-1] < loss[0]
+        changed = [np.any(a != b) for a, b in zip(before, results[-1], strict=True)]
+        # A network of zeros, where RDA starts, has gradients for its last bias alone.
+        assert any(changed) if isinstance(optimizer, keras_rda.RDA) else all(changed)
+    assert_close(*results, atol=1e-3)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="counts the traces of a tf.function")
+def test_no_retracing_from_step_to_step(make_optimizer):
+    import tensorflow as tf
+
+    traces = []
+    optimizer = make_optimizer()
+    weights, gradients = start(optimizer)
+    optimizer.build(weights)
+
+    @tf.function(jit_compile=True)
+    def apply(*gradients):
+        traces.append(1)
+        optimizer.apply(list(gradients), weights)
+
+    for gradient in gradients:
+        apply(*map(tf.constant, gradient))
+        optimizer.learning_rate = 0.05
+        if optimizer.penalty is not None:
+            optimizer.penalty.strength = 0.02
+    assert len(traces) == 1
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="counts the compilations of a jitted function")
+def test_no_recompilation_from_step_to_step(make_optimizer):
+    import jax
+
+    optimizer = make_optimizer()
+    weights, gradients = start(optimizer)
+    optimizer.build(weights)
+    apply = jax.jit(optimizer.stateless_apply)
+    slots, trained = values(optimizer.variables), values(weights)
+    for gradient in gradients:
+        trained, slots = apply(slots, gradient, trained)
+    assert apply._cache_size() == 1
+
+
+def test_slots_are_float32_and_few(make_optimizer):
+    optimizer = make_optimizer()
+    weights, _ = start(optimizer)
+    optimizer.build(weights)
+    slots = [[v for v in optimizer.variables if tuple(v.shape) == w.shape] for w in weights]
+    arrays = {keras_rda.SDA: (2, 2), keras_rda.RDA: (1, 2), keras_rda.MRDA: (1, 2)}.get(type(optimizer), (0, 0))
+    if getattr(optimizer, "center", None) == "initial":
+        arrays = (2, 2)
+    assert tuple(map(len, slots)) == arrays
+    assert all(v.dtype == "float32" for v in slots[0] + slots[1])
+
+
+def test_variable_without_gradient_does_not_move(make_optimizer):
+    optimizer, alone = make_optimizer(), make_optimizer()
+    weights, gradients = start(optimizer)
+    optimizer.apply(gradients[0], weights)
+    before = values(weights)
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([None, gradients[1][1]])
+    after = values(weights)
+    np.testing.assert_array_equal(after[0], before[0])
+    assert np.any(after[1] != before[1])
+    # t counts this variable's updates: its next step is its second.
+    optimizer.apply(gradients[2])
+    others, _ = start(alone)
+    run(alone, others, [gradients[0], gradients[2]])
+    np.testing.assert_array_equal(values(weights)[0], values(others)[0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_gradient_counts_as_zero(make_optimizer, bad):
+    optimizer, alone = make_optimizer(), make_optimizer()
+    weights, gradients = start(optimizer)
+    others, _ = start(alone)
+    spoilt, zeroed = [g.copy() for g in gradients[1]], [g.copy() for g in gradients[1]]
+    spoilt[0][0, 1] = bad
+    zeroed[0][0, 1] = 0
+    ours = run(optimizer, weights, [gradients[0], spoilt, *gradients[2:]])
+    theirs = run(alone, others, [gradients[0], zeroed, *gradients[2:]])
+    assert_equal(ours, theirs)
+    assert np.all(np.isfinite(np.concatenate([v.ravel() for v in ours])))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_first_step_waits_for_a_finite_gradient(make_optimizer, steps):
+    """A step from a sum of nothing would put every kernel with centre zero at zero, for good."""
+    optimizer, alone = make_optimizer(), make_optimizer()
+    weights, gradients = start(optimizer)
+    before = values(weights)
+    for _ in range(steps):
+        optimizer.apply([np.full_like(g, np.nan) for g in gradients[0]], weights)
+        assert_equal(values(weights), before)
+    others, _ = start(alone)
+    assert_equal(run(optimizer, weights, gradients), run(alone, others, gradients))
+
+
+def test_accumulated_micro_batches_are_one_update(make_optimizer):
+    accumulating, plain = make_optimizer(gradient_accumulation_steps=2), make_optimizer()
+    weights, gradients = start(accumulating)
+    others, _ = start(plain)
+    pairs = [gradients[0], gradients[1], gradients[2], gradients[3]]
+    means = [[(a + b) / 2 for a, b in zip(*pair, strict=True)] for pair in (pairs[:2], pairs[2:])]
+    assert_close(run(accumulating, weights, pairs), run(plain, others, means))
+    before = values(weights)
+    accumulating.apply(gradients[4])
+    assert_equal(values(weights), before)  # a micro-batch is no update
+
+
+def test_weight_decay_is_added_to_the_gradient(make_optimizer):
+    decayed, plain = make_optimizer(weight_decay=0.1), make_optimizer()
+    decayed.exclude_from_weight_decay(var_names=["bias"])
+    weights, gradients = start(decayed)
+    others, _ = start(plain)
+    for gradient in gradients:
+        kernel = values(others)[0]
+        plain.apply([gradient[0] + np.float32(0.1) * kernel, gradient[1]], others)
+    assert_close(run(decayed, weights, gradients), values(others))
+
+
+@pytest.mark.parametrize("clip", [{"clipnorm": 0.1}, {"global_clipnorm": 0.1}, {"clipvalue": 0.05}])
+def test_clipping_acts_before_the_step(make_optimizer, clip):
+    clipped, plain = make_optimizer(**clip), make_optimizer()
+    weights, gradients = start(clipped)
+    others, _ = start(plain)
+
+    def clip_pair(pair):
+        if "clipvalue" in clip:
+            return [np.clip(g, -0.05, 0.05) for g in pair]
+        norms = [np.linalg.norm(g) for g in pair]
+        if "global_clipnorm" in clip:
+            norms = [np.hypot(*norms)] * 2
+        return [g * np.float32(0.1 / max(0.1, norm)) for g, norm in zip(pair, norms, strict=True)]
+
+    assert_close(run(clipped, weights, gradients), run(plain, others, map(clip_pair, gradients)))
+
+
+def test_ema_keeps_the_zeros(make_optimizer):
+    averaging, plain = make_optimizer(use_ema=True, ema_momentum=0.5), make_optimizer()
+    weights, gradients = start(averaging)
+    others, _ = start(plain)
+    last = run(plain, others, gradients)
+    run(averaging, weights, gradients)
+    averaging.finalize_variable_values(weights)
+    average = None
+    weights_again, _ = start(again := make_optimizer())
+    for gradient in gradients:
+        current = run(again, weights_again, [gradient])
+        average = current if average is None else [0.5 * a + 0.5 * c for a, c in zip(average, current, strict=True)]
+    assert_close(values(weights), [np.where(last[0] == 0, 0, average[0]), average[1]])
+
+
+def test_ema_overwriting_is_refused(make_optimizer):
+    with pytest.raises(ValueError, match="ema_overwrite_frequency=10"):
+        make_optimizer(use_ema=True, ema_overwrite_frequency=10)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_variables_have_float32_sums(make_optimizer, dtype):
+    """1,000 small gradients: a sum in bfloat16 would stop growing after some hundred."""
+    optimizer = make_optimizer()
+    w_1 = np.ones((2, 2)) * (not isinstance(optimizer, keras_rda.RDA))
+    gradient = np.full((2, 2), -0.01, "float32")
+    (low,), (high,) = variables(w_1, dtype=dtype), variables(w_1)
+    *_, ours = compiled_steps(optimizer, low, [gradient.astype(ops.convert_to_numpy(low).dtype)] * 1000)
+    *_, theirs = compiled_steps(make_optimizer(), high, [gradient] * 1000)
+    assert all(v.dtype == "float32" for v in optimizer.variables if tuple(v.shape) == (2, 2))
+    assert ours.dtype == ops.convert_to_numpy(low).dtype
+    if isinstance(optimizer, (keras_rda.SDA, keras_rda.RDA, keras_rda.MRDA)):  # the others step from rounded weights
+        assert_close([ours.astype("float32")], [theirs], rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_in_fit(make_optimizer, policy, digits):
+    keras.config.set_dtype_policy(policy)
+    optimizer = make_optimizer()
+    model = compiled(network(optimizer), optimizer, jit_compile=True)
+    x, y = digits[0][:64], digits[1][:64]
+    loss = model.fit(x, y, batch_size=32, epochs=2, verbose=0).history["loss"]
+    assert np.all(np.isfinite(loss))
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    assert int(ops.convert_to_numpy(optimizer.iterations)) == 4
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer yet")
+def test_inside_multi_optimizer(make_optimizer, digits):
+    ours = make_optimizer()
+    groups = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.01), {".*kernel": ours})
+    model = compiled(network(ours), keras.optimizers.MultiOptimizer(groups), jit_compile=True)
+    x, y = digits[0][:64], digits[1][:64]
+    assert np.all(np.isfinite(model.fit(x, y, batch_size=32, epochs=2, verbose=0).history["loss"]))
+    assert int(ops.convert_to_numpy(ours.iterations)) == 4
+    assert len(ours._slots) == 3
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="IndexedSlices are TensorFlow's")
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_sparse_embedding_gradients(make_optimizer, jit_compile):
+    import tensorflow as tf
+
+    table, dense_table = (keras.Variable(np.ones((6, 2)), name="embeddings", dtype="float32") for _ in range(2))
+    kernels = variables(np.zeros((2, 2)), np.zeros((2, 2)))
+    sparse_optimizer, dense_optimizer = make_optimizer(), make_optimizer()
+    sparse_optimizer.build([table, kernels[0]])
+    dense_optimizer.build([dense_table, kernels[1]])
+    rows = tf.IndexedSlices(
+        tf.constant([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), tf.constant([1, 4, 1]), tf.constant([6, 2])
+    )
+    kernel_gradient = tf.ones((2, 2))
+    apply = tf.function(lambda *g: sparse_optimizer.apply(list(g)), jit_compile=jit_compile)
+    for _ in range(3):
+        apply(rows, kernel_gradient)
+        dense_optimizer.apply([tf.convert_to_tensor(rows), kernel_gradient])
+    assert_close(values([table]), values([dense_table]))
+    assert np.all(values([table])[0][0] == 1.0)  # embeddings are not penalised, and row 0 got no gradient
+
+
+def test_schedule_callable_and_callbacks_set_the_rate(make_optimizer, digits):
+    x, y = digits[0][:32], digits[1][:32]
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
+    results = []
+    for learning_rate, callbacks in (
+        (schedule, []),
+        (0.1, [keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 * 0.5**epoch)]),
+    ):
+        keras.utils.set_random_seed(2)
+        optimizer = make_optimizer(learning_rate=learning_rate)
+        model = compiled(network(optimizer), optimizer)
+        model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=callbacks)
+        results.append(values(model.trainable_variables))
+    assert_close(*results, atol=1e-5)
+    weights, gradients = start(optimizer)
+    others, _ = start(optimizer)
+    assert_equal(
+        run(make_optimizer(learning_rate=lambda: 0.1), weights, gradients),
+        run(make_optimizer(learning_rate=0.1), others, gradients),
+    )
+
+
+def test_reduce_lr_on_plateau(make_optimizer, digits):
+    x, y = digits[0][:32], digits[1][:32]
+    optimizer = make_optimizer()
+    plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=100.0)
+    compiled(network(optimizer), optimizer).fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[plateau])
+    assert float(optimizer.learning_rate) == pytest.approx(0.025)
+
+
+def test_custom_loop_equals_fit(make_optimizer, digits):
+    x, y = digits[0][:64], digits[1][:64]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def dense_network(optimizer):
+        keras.utils.set_random_seed(3)
+        initializer = "zeros" if isinstance(optimizer, keras_rda.RDA) else "glorot_uniform"
+        layers = [keras.Input((64,)), keras.layers.Dense(10, kernel_initializer=initializer)]
+        return keras.Sequential(layers)
+
+    optimizer = make_optimizer()
+    model = compiled(dense_network(optimizer), optimizer)
+    model.fit(x.reshape(-1, 64), y, batch_size=32, epochs=1, shuffle=False, verbose=0)
+
+    custom = make_optimizer()
+    by_hand = dense_network(custom)
+    for start_index in (0, 32):
+        batch, labels = (a[start_index : start_index + 32] for a in (x.reshape(-1, 64), y))
+        if BACKEND == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                value = loss(labels, by_hand(batch))
+            gradients = tape.gradient(value, by_hand.trainable_variables)
+        else:
+            import jax
+
+            def of(trained, batch=batch, labels=labels):
+                return loss(labels, by_hand.stateless_call(trained, [], batch)[0])
+
+            gradients = jax.grad(of)([v.value for v in by_hand.trainable_variables])
+        custom.apply(gradients, by_hand.trainable_variables)
+    assert_close(values(model.trainable_variables), values(by_hand.trainable_variables))
+
+
+def test_frozen_layers_stay(make_optimizer, digits):
+    x, y = digits[0][:32], digits[1][:32]
+    optimizer = make_optimizer()
+    model = network(optimizer)
+    model.layers[0].trainable = False
+    before = values(model.layers[0].variables)
+    compiled(model, optimizer).fit(x, y, batch_size=32, epochs=2, verbose=0)
+    assert_equal(values(model.layers[0].variables), before)
+
+
+def test_state_is_deterministic(make_optimizer, digits):
+    x, y = digits[0][:64], digits[1][:64]
+    states = []
+    for _ in range(2):
+        keras.utils.set_random_seed(4)
+        optimizer = make_optimizer()
+        model = compiled(network(optimizer), optimizer, jit_compile=False)
+        model.fit(x, y, batch_size=32, epochs=2, verbose=0)
+        states.append(state(model))
+    assert_equal(*states)

@@ -1,0 +1,152 @@
+"""Each optimizer against the float64 transcription of its equation, step by step over 2,000 steps."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import reference
+from conftest import compiled_steps, values, variables
+
+import keras_rda
+
+STEPS = 2000
+SHAPE = (6, 5)
+# A float32 sum of 2,000 terms is off by at most 2,000 half-ulps of its size, and by far less on average.
+TOLERANCE = 200 * np.finfo(np.float32).eps
+
+CONSTANT = 0.7
+SCHEDULE = keras.optimizers.schedules.CosineDecay(1.0, STEPS)
+
+
+def gradients(seed=0):
+    """Gradients with a mean, so that some weights end inside the threshold and some far outside."""
+    random = np.random.default_rng(seed)
+    mean = random.normal(size=SHAPE) * np.logspace(-3, 0, SHAPE[1])
+    return [(mean + 0.3 * random.normal(size=SHAPE)).astype("float32") for _ in range(STEPS)]
+
+
+def rates(learning_rate):
+    if callable(learning_rate):
+        return [float(learning_rate(t)) for t in range(STEPS)]
+    return [float(np.float32(learning_rate))] * STEPS
+
+
+def assert_follows(optimizer, w_1, gradients, expected, strength=0.0):
+    variable = keras.Variable(w_1, dtype="float32", name="kernel")
+    zeros = 0
+    steps = 0
+    for received, wanted in zip(compiled_steps(optimizer, variable, gradients), expected, strict=True):
+        scale = max(1.0, np.abs(wanted).max())
+        np.testing.assert_allclose(received, wanted, rtol=0, atol=TOLERANCE * scale)
+        # Zeros are exact: an entry is zero in both, or the other is within rounding of the threshold.
+        assert np.all(np.abs(wanted[received == 0]) <= TOLERANCE * scale)
+        zeros = np.mean(received == 0)
+        steps += 1
+    assert steps == STEPS
+    return zeros
+
+
+@pytest.mark.parametrize("rate", [CONSTANT, SCHEDULE], ids=["constant", "schedule"])
+@pytest.mark.parametrize("name", ["SDA", "RDA", "MRDA", "MRDA-initial", "ProxSGD", "SqrtProxSGD"])
+def test_follows_its_equation(name, rate):
+    w_1 = np.random.default_rng(1).normal(size=SHAPE).astype("float32")
+    g = gradients()
+    a = rates(rate)
+    strength = {"ProxSGD": 0.2, "SqrtProxSGD": 1e-4}.get(name, 0.02)
+    zero = np.zeros(SHAPE)
+    if name == "SDA":
+        optimizer, expected, strength = keras_rda.SDA(rate), reference.dual_averaging(w_1, g, a, 0.0), 0.0
+    elif name == "RDA":
+        w_1 = zero
+        optimizer, expected = keras_rda.RDA(rate, strength), reference.dual_averaging(zero, g, a, strength)
+    elif name == "MRDA":
+        optimizer, expected = keras_rda.MRDA(rate, strength), reference.dual_averaging(zero, g, a, strength)
+    elif name == "MRDA-initial":
+        optimizer = keras_rda.MRDA(rate, strength, center="initial")
+        expected = reference.dual_averaging(w_1.astype("float64"), g, a, strength)
+    elif name == "ProxSGD":
+        optimizer, expected = keras_rda.ProxSGD(rate, strength), reference.prox_sgd(w_1, g, a, strength)
+    else:
+        optimizer, expected = keras_rda.SqrtProxSGD(rate, strength), reference.sqrt_prox_sgd(w_1, g, a, strength)
+    zeros = assert_follows(optimizer, w_1, g, expected)
+    assert (zeros > 0) == (strength > 0)
+
+
+@pytest.mark.parametrize("exponent", [0.3, 0.8])
+def test_exponent_of_t(exponent):
+    g = gradients(2)
+    optimizer = keras_rda.MRDA(CONSTANT, 0.02, exponent=exponent)
+    expected = reference.dual_averaging(np.zeros(SHAPE), g, rates(CONSTANT), 0.02, exponent)
+    assert_follows(optimizer, np.ones(SHAPE), g, expected)
+
+
+def test_general_step_is_the_papers_at_a_constant_rate():
+    """The notation of `dual_averaging` against the paper's own forms (6), (7), (13)–(14), (28)–(29), all in float64."""
+    g = gradients(3)
+    w_0 = np.random.default_rng(4).normal(size=SHAPE)
+    gamma, a, strength = 1 / 0.7, [0.7] * STEPS, 0.02
+    pairs = [
+        (reference.sda(w_0, g, gamma), reference.dual_averaging(w_0, g, a, 0.0)),
+        (reference.sda_recursion(w_0, g, gamma), reference.dual_averaging(w_0, g, a, 0.0)),
+        (reference.mrda(g, gamma, strength), reference.dual_averaging(0 * w_0, g, a, strength)),
+        (reference.centred(w_0, g, gamma, strength), reference.dual_averaging(w_0, g, a, strength)),
+    ]
+    for paper, general in pairs:
+        for theirs, ours in zip(paper, general, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_centred_mrda_without_penalty_is_sda_bit_for_bit():
+    w_1 = np.random.default_rng(5).normal(size=SHAPE)
+    g = gradients(6)
+    ours = compiled_steps(keras_rda.MRDA(SCHEDULE, 0.0, center="initial"), *variables(w_1), g)
+    theirs = compiled_steps(keras_rda.SDA(SCHEDULE), *variables(w_1), g)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_unpenalised_variables_take_the_sda_step():
+    w_1 = np.random.default_rng(7).normal(size=5).astype("float32")
+    g = [gradient[0] for gradient in gradients(8)]
+    bias = keras.Variable(w_1, dtype="float32", name="bias")
+    kernel = keras.Variable(np.ones(SHAPE), dtype="float32", name="kernel")
+    optimizer = keras_rda.MRDA(CONSTANT, 0.02)
+    optimizer.build([kernel, bias])
+    expected = reference.dual_averaging(w_1, g, rates(CONSTANT), 0.0)
+    for gradient, wanted in itertools.islice(zip(g, expected, strict=True), 50):
+        optimizer.apply([np.ones(SHAPE, "float32"), gradient])
+        np.testing.assert_allclose(values([bias])[0], wanted, rtol=0, atol=1e-5)
+
+
+def test_weight_sum_does_not_drift():
+    """A_t is compensated: over 50,000 steps of 0.1 a plain float32 sum would be off by about 1e-4 of its size."""
+    (kernel,) = variables(np.ones((2, 2)))
+    optimizer = keras_rda.MRDA(0.1, 1e-3)
+    optimizer.build([kernel])
+    gradient = np.zeros((2, 2), "float32")
+    if keras.backend.backend() == "jax":
+        import jax
+
+        def many(state, trained):
+            def body(_, carry):
+                trained, state = optimizer.stateless_apply(carry[0], [gradient], carry[1])
+                return state, trained
+
+            return jax.lax.fori_loop(0, 50_000, body, (state, trained))
+
+        state, _ = jax.jit(many)([v.value for v in optimizer.variables], [kernel.value])
+        total, lost = np.asarray(state[[v.name for v in optimizer.variables].index("weight_sum")])[:, 0]
+    else:
+        import tensorflow as tf
+
+        @tf.function(jit_compile=True)
+        def many():
+            for _ in tf.range(50_000):
+                optimizer.apply([tf.constant(gradient)], [kernel])
+
+        many()
+        total, lost = values([optimizer._weight_sum])[0][:, 0]
+    exact = 50_000 * float(np.float32(0.1))
+    assert abs(float(total) - float(lost) - exact) <= 1e-9 * exact
+    assert abs(float(np.add.accumulate(np.full(50_000, 0.1, "float32"))[-1]) - exact) > 1e-5 * exact

@@ -1,0 +1,60 @@
+import keras
+import numpy as np
+import pytest
+
+import keras_rda
+
+
+@pytest.fixture
+def model():
+    """Kernels of 12 and 8 weights, biases of 4 and 2: 26 in all; known zeros."""
+    layers = keras.layers
+    model = keras.Sequential([layers.Input((3,)), layers.Dense(4), layers.BatchNormalization(), layers.Dense(2)])
+    first, second = model.layers[0], model.layers[2]
+    first.kernel.assign(np.array([[0, 0, 0, 1]] * 3))  # 9 zeros
+    first.bias.assign(np.ones(4))
+    second.kernel.assign(np.array([[0, 1]] * 4))  # 4 zeros
+    second.bias.assign(np.zeros(2))  # 2 zeros; beta of the normalisation has 4
+    return model
+
+
+def test_sparsity_counts_all_trainable_weights(model):
+    assert keras_rda.sparsity(model) == (9 + 4 + 2 + 4) / (12 + 4 + 8 + 2 + 8)
+
+
+def test_sparsity_of_kernels(model):
+    assert keras_rda.sparsity(model, kernels_only=True) == 13 / 20
+
+
+def test_negative_zero_is_zero(model):
+    model.layers[0].kernel.assign(np.full((3, 4), -0.0))
+    assert keras_rda.sparsity(model, kernels_only=True) == 16 / 20
+
+
+def test_frozen_layers_do_not_count(model):
+    model.layers[0].trainable = False
+    assert keras_rda.sparsity(model, kernels_only=True) == 4 / 8
+
+
+def test_summary(model):
+    summary = keras_rda.summary(model)
+    row = summary.rows[0]
+    assert (row.path, row.shape, row.size, row.zeros, row.bytes) == ("sequential/dense/kernel", (3, 4), 12, 9, 48)
+    assert row.sparsity == 0.75
+    text = str(summary)
+    for part in ("sequential/dense/kernel", "3 × 4", "0.7500", "48", "all trainable", "0.5588", "136"):
+        assert part in text
+
+
+def test_summary_counts_bytes_of_the_dtype():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype="bfloat16")])
+    assert keras_rda.summary(model).rows[0].bytes == 24
+
+
+def test_model_without_weights():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()])
+    with pytest.raises(ValueError, match="no trainable weights"):
+        keras_rda.sparsity(model)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+    with pytest.raises(ValueError, match="no trainable kernels"):
+        keras_rda.sparsity(model, kernels_only=True)

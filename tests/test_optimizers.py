@@ -1,0 +1,190 @@
+"""Arguments, exclusions and warnings of the optimizers: what is refused, and how the message helps."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from conftest import OPTIMIZERS, compiled, small_network, values, variables
+
+import keras_rda
+
+PENALISED = [name for name in OPTIMIZERS if name != "SDA"]
+
+
+@pytest.mark.parametrize("rate", [-1.0, 0.0, -1, math.nan, math.inf])
+def test_rate_must_be_positive(make_optimizer, rate):
+    with pytest.raises(ValueError, match=r"learning_rate \(1/γ\) must be a positive float; received"):
+        make_optimizer(learning_rate=rate)
+
+
+def test_integer_rate_is_refused(make_optimizer):
+    with pytest.raises(ValueError, match="`learning_rate` should be float"):
+        make_optimizer(learning_rate=1)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("penalty", [-1e-6, math.nan, math.inf])
+def test_penalty_must_be_finite_and_non_negative(name, penalty):
+    with pytest.raises(ValueError, match="λ must be finite and ≥ 0; received"):
+        OPTIMIZERS[name](penalty=penalty)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+@pytest.mark.parametrize("penalty", ["l1", [1e-6], None, True])
+def test_penalty_must_be_a_number_or_a_penalty(name, penalty):
+    with pytest.raises(TypeError, match="received"):
+        OPTIMIZERS[name](penalty=penalty)
+
+
+def test_unknown_centre():
+    with pytest.raises(ValueError, match='center must be "zero" or "initial"; received \'mean\''):
+        keras_rda.MRDA(center="mean")
+
+
+@pytest.mark.parametrize("exponent", [0, 1, -0.5, math.nan, "half", True])
+def test_exponent_range(exponent):
+    with pytest.raises(ValueError, match="exponent .* must be a number between 0 and 1"):
+        keras_rda.MRDA(exponent=exponent)
+
+
+@pytest.mark.parametrize("weight_decay", [-0.1, math.nan])
+def test_weight_decay_range(make_optimizer, weight_decay):
+    with pytest.raises(ValueError, match="weight_decay must be a finite number ≥ 0"):
+        make_optimizer(weight_decay=weight_decay)
+
+
+def test_unknown_argument(make_optimizer):
+    with pytest.raises(ValueError, match="momentum"):
+        make_optimizer(momentum=0.9)
+
+
+def test_what_is_penalised():
+    """Kernels are; biases, normalisation weights and embedding tables are not, whatever their rank."""
+    layers = keras.layers
+    tokens = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(5, 6)(tokens)
+    x = layers.MultiHeadAttention(2, 3)(x, x)  # its biases have rank 2
+    x = layers.LayerNormalization(axis=(1, 2))(x)  # its weights have rank 2
+    x = layers.GRU(3)(x)
+    model = keras.Model(tokens, layers.Dense(2)(x))
+    optimizer = keras_rda.MRDA()
+    optimizer.build(model.trainable_variables)
+    penalised = {v.path for v, p in zip(model.trainable_variables, optimizer._penalized, strict=True) if p}
+    names = {path.split("/")[-1] for path in penalised}
+    assert names == {"kernel", "recurrent_kernel"}
+    assert len(penalised) == 4 + 2 + 1
+    assert {v.path for v in model.trainable_variables if len(v.shape) > 1} - penalised != set()
+
+
+@pytest.mark.parametrize("by", ["object", "name"])
+def test_excluded_variables_take_the_sda_step(by):
+    model = small_network()
+    optimizer, sda = keras_rda.MRDA(0.1, 10.0), keras_rda.SDA(0.1)
+    head = model.layers[-1].kernel
+    if by == "object":
+        optimizer.exclude_from_penalty(var_list=[head])
+    else:
+        optimizer.exclude_from_penalty(var_names=["dense_1"])
+    weights = model.trainable_variables
+    before = values(weights)
+    gradients = [np.full(v.shape, 0.1, "float32") for v in weights]
+    optimizer.apply(gradients, weights)
+    after = values(weights)
+    for variable, value in zip(weights, before, strict=True):
+        variable.assign(value)
+    sda.apply(gradients, weights)
+    for variable, ours, theirs in zip(weights, after, values(weights), strict=True):
+        if len(variable.shape) > 1 and variable is not head:
+            assert not np.any(ours)
+        else:
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_exclusion_after_build():
+    optimizer = keras_rda.MRDA()
+    optimizer.build(variables(np.ones((2, 2))))
+    with pytest.raises(ValueError, match=r"already built for 1 variables\. Call it before"):
+        optimizer.exclude_from_penalty(var_names=["kernel"])
+
+
+def test_exclusion_that_matches_nothing():
+    optimizer = keras_rda.MRDA()
+    optimizer.exclude_from_penalty(var_names=["hed"])
+    with pytest.raises(ValueError, match=r"given \['hed'\], which match none of the trainable variables \['kernel'\]"):
+        optimizer.build(variables(np.ones((2, 2))))
+
+
+@pytest.mark.parametrize("bad", [{"var_names": "head"}, {"var_names": [1]}, {"var_list": "head"}])
+def test_exclusion_of_wrong_type(bad):
+    with pytest.raises(TypeError, match="must be a list of"):
+        keras_rda.MRDA().exclude_from_penalty(**bad)
+
+
+@pytest.mark.parametrize("name", PENALISED)
+def test_nothing_to_penalise(name):
+    with pytest.warns(UserWarning, match="has nothing to penalise: of 1 trainable variables"):
+        OPTIMIZERS[name]().build(variables(np.ones(3)))
+
+
+def test_rda_says_when_it_does_not_start_at_the_minimiser(digits):
+    x, y = digits[0][:32], digits[1][:32]
+    with pytest.warns(UserWarning, match=r"RDA starts at the minimiser .*'sequential/conv2d/kernel'"):
+        compiled(small_network(), keras_rda.RDA()).fit(x, y, verbose=0)
+    compiled(small_network("zeros"), keras_rda.RDA()).fit(x, y, verbose=0)  # warnings are errors
+
+
+def test_strength_changes_while_training():
+    (kernel,) = variables(np.ones((2, 2)))
+    gradient = [np.full((2, 2), -1.0, "float32")]
+    optimizer = keras_rda.MRDA(1.0, keras_rda.L1(0.0))
+    optimizer.apply(gradient, [kernel])
+    np.testing.assert_array_equal(values([kernel])[0], 1.0)
+    optimizer.penalty.strength = 0.25
+    optimizer.apply(gradient)  # soft(2/√2, 0.25·2/√2)
+    np.testing.assert_allclose(values([kernel])[0], 1.5 / np.sqrt(2), rtol=1e-6)
+
+
+def test_strength_follows_a_schedule():
+    (kernel,) = variables(np.ones((2, 2)))
+    gradient = [np.full((2, 2), -1.0, "float32")]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([0], [0.0, 0.25])
+    optimizer = keras_rda.MRDA(1.0, schedule)
+    optimizer.apply(gradient, [kernel])
+    np.testing.assert_array_equal(values([kernel])[0], 1.0)
+    optimizer.apply(gradient)
+    np.testing.assert_allclose(values([kernel])[0], 1.5 / np.sqrt(2), rtol=1e-6)
+    with pytest.raises(TypeError, match="follows the schedule PiecewiseConstantDecay"):
+        optimizer.penalty.strength = 1.0
+
+
+def test_warm_up_from_zero_does_not_wipe_the_network():
+    """With A_1 = 0 the formula puts every kernel on its centre, zero, from which a deep network never returns."""
+    (kernel,) = variables(np.ones((2, 2)))
+    warm_up = keras.optimizers.schedules.PolynomialDecay(0.0, 2, 1.0)
+    optimizer = keras_rda.MRDA(warm_up, 0.0)
+    gradient = [np.full((2, 2), -1.0, "float32")]
+    optimizer.apply(gradient, [kernel])
+    np.testing.assert_array_equal(values([kernel])[0], 1.0)
+    optimizer.apply(gradient)  # rate ½ at t = 2
+    np.testing.assert_allclose(values([kernel])[0], 0.5 / np.sqrt(2), rtol=1e-6)
+
+
+def test_own_penalty(digits):
+    @keras.saving.register_keras_serializable("tests")
+    class SquaredL2(keras_rda.Penalty):
+        """λ/2·‖w‖²: its proximal map is w / (1 + λ·step)."""
+
+        def value(self, w):
+            return 0.5 * self.strength * keras.ops.sum(keras.ops.square(w))
+
+        def prox(self, w, step):
+            return w / (1.0 + self.strength * step)
+
+    (kernel,) = variables(np.zeros((2, 2)))
+    optimizer = keras_rda.MRDA(1.0, SquaredL2(3.0))
+    optimizer.apply([np.full((2, 2), -1.0, "float32")], [kernel])
+    np.testing.assert_allclose(values([kernel])[0], 0.25)
+    again = keras_rda.MRDA.from_config(optimizer.get_config())
+    assert type(again.penalty) is SquaredL2
+    assert float(again.penalty.strength) == 3.0
