@@ -21,8 +21,11 @@ __all__ = [
     "ProxSGD",
     "SparsityLogger",
     "SqrtProxSGD",
+    "datasets",
     "export",
     "freeze_zeros",
+    "litert",
+    "optimizers",
     "sparsity",
     "summary",
 ]

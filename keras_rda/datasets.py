@@ -8,7 +8,7 @@ _DIGITS_TEST_SIZE = 360
 
 
 def load_digits():
-    """The embedded handwritten digits: 1,797 real 8×8 images (UCI Optical Recognition of Handwritten Digits, CC BY 4.0).
+    """The embedded handwritten digits: 1,797 real 8×8 images (UCI Optical Recognition of Handwritten Digits).
 
     Returns:
         `(x_train, y_train), (x_test, y_test)` like `keras.datasets`: 1,437 and 360 images (n, 8, 8, 1) of uint8 between
@@ -47,8 +47,9 @@ def load(name, data_dir=None):
         builder.download_and_prepare()
     elif not builder.is_prepared():
         raise FileNotFoundError(
-            f"{data_dir!r} holds no prepared {builder.info.full_name!r} (looked in {builder.data_dir!r}). Leave data_dir "
-            f"out to download it, or prepare it on a machine with a network: tfds build {name} --data_dir DIR."
+            f"{str(data_dir)!r} holds no prepared {builder.info.full_name!r} (looked in {str(builder.data_dir)!r}). "
+            "Leave data_dir out to download it, or prepare it on a machine with a network: "
+            f"tfds build {name} --data_dir DIR."
         )
     splits = tfds.as_numpy(builder.as_dataset(split=["train", "test"], batch_size=-1, as_supervised=True))
     return tuple(splits[0]), tuple(splits[1])

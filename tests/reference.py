@@ -1,7 +1,7 @@
 """Float64 NumPy transcriptions of the paper's equations: the source of every expected number in the tests.
 
-Each generator takes the gradients g_1, g_2, … and yields w_2, w_3, …. `rates` are the learning rates a_1, a_2, …; with a
-constant rate 1/γ the general step (`dual_averaging`) is the paper's, which `sda`, `rda`, `mrda` and `centred` transcribe
+Each generator takes the gradients g_1, g_2, … and yields w_2, w_3, …. `rates` are the learning rates a_1, a_2, …; with
+a constant rate 1/γ the general step (`dual_averaging`) is the paper's, which `sda`, `mrda` and `centred` transcribe
 literally so that the general step is checked too.
 """
 
@@ -35,15 +35,12 @@ def sda_recursion(w_0, gradients, gamma, alpha=0.5):
 
 
 def mrda(gradients, gamma, strength):
-    """(28), (29) with ℓ1: the closed form (22) at w_0 = 0, by the average gradient. `rda` is the same: only w_1 differs."""
+    """(28), (29) with ℓ1: the closed form (22) at w_0 = 0, by the average gradient. RDA differs in w_1 alone."""
     average = 0.0
     for t, g in enumerate(_float64(gradients), 1):
         average = (t - 1) / t * average + g / t
         beta = gamma * np.sqrt(t)
         yield soft(-t / beta * average, t / beta * strength)
-
-
-rda = mrda
 
 
 def centred(w_0, gradients, gamma, strength):

@@ -87,7 +87,7 @@ def test_no_recompilation_from_step_to_step(make_optimizer):
     weights, gradients = start(optimizer)
     optimizer.build(weights)
     apply = jax.jit(optimizer.stateless_apply)
-    slots, trained = values(optimizer.variables), values(weights)
+    slots, trained = [v.value for v in optimizer.variables], [v.value for v in weights]
     for gradient in gradients:
         trained, slots = apply(slots, gradient, trained)
     assert apply._cache_size() == 1

@@ -95,7 +95,7 @@ def test_wrong_file_is_not_put_in_place(tmp_path, monkeypatch):
     target = tmp_path / "model.tflite"
     target.write_bytes(b"the file from before")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    with pytest.raises(keras_rda.ExportError, match="is wrong: its outputs differ from Keras' by 0.01"):
+    with pytest.raises(keras_rda.ExportError, match=r"is wrong: its outputs differ from Keras' by 0.01"):
         keras_rda.export(model, target)
     assert target.read_bytes() == b"the file from before"
     assert list(tmp_path.iterdir()) == [target]

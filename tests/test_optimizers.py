@@ -44,7 +44,7 @@ def test_unknown_centre():
 
 @pytest.mark.parametrize("exponent", [0, 1, -0.5, math.nan, "half", True])
 def test_exponent_range(exponent):
-    with pytest.raises(ValueError, match="exponent .* must be a number between 0 and 1"):
+    with pytest.raises(ValueError, match=r"exponent .* must be a number between 0 and 1"):
         keras_rda.MRDA(exponent=exponent)
 
 

@@ -40,8 +40,8 @@ def export(model, path):
         raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
-            f"export() needs Keras' TensorFlow backend, and this process runs {keras.backend.backend()!r}. Save the model "
-            "(model.save('model.keras')) and export it in a process started with KERAS_BACKEND=tensorflow."
+            f"export() needs Keras' TensorFlow backend, and this process runs {keras.backend.backend()!r}. Save the "
+            "model (model.save('model.keras')) and export it in a process started with KERAS_BACKEND=tensorflow."
         )
     if not getattr(model, "inputs", None):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What every optimizer of this package shares: which variables are penalised, how updates are counted, what is saved."""
+"""What the optimizers share: which variables are penalised, how updates are counted, what is saved."""
 
 import math
 import numbers
@@ -14,8 +14,8 @@ from keras_rda import penalties
 class PenalizedOptimizer(keras.optimizers.Optimizer):
     """Base class of the optimizers that produce exact zeros.
 
-    A subclass defines one pure function, `step`, and, if it keeps state, `add_slots`. This class does the rest, the same
-    way for all of them:
+    A subclass defines one function without side effects, `step`, and, if it keeps state, `add_slots`. This class does
+    the rest, the same way for all of them:
 
     - **Penalised variables** are the trainable ones of rank ≥ 2 that are not embedding tables, biases or normalisation
       weights; `exclude_from_penalty` takes more out. The others take the same step with no penalty.
@@ -125,10 +125,10 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         # One vector for all variables instead of a scalar each: a network has hundreds of variables, and updating a
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
-        self._slots = [self.add_slots(v, penalized) for v, penalized in zip(variables, self._penalized)]
+        self._slots = [self.add_slots(v, penalized) for v, penalized in zip(variables, self._penalized, strict=True)]
 
     def add_slots(self, variable, penalized):
-        """Return the slots of `variable`, a dict of name → `keras.Variable` made by `add_slot`. Order is a file format."""
+        """Return the slots of `variable`, a dict of name → `add_slot(variable, name)`. Its order is a file format."""
         return {}
 
     def add_slot(self, variable, name):
@@ -169,13 +169,13 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         super()._backend_update_step(grads, trainable_variables, learning_rate)
 
     def _advance(self, indices, grads, rate):
-        """Count this update for the variables at `indices`; return the mask of those it counts for, shape (variables,)."""
+        """Count this update for the variables at `indices`; return for which it counts, booleans (variables,)."""
         received = np.zeros(len(self._slots), bool)
         received[indices] = True
 
         def finite_throughout():
             flags = [ops.convert_to_tensor(True)] * len(self._slots)
-            for index, gradient in zip(indices, grads):
+            for index, gradient in zip(indices, grads, strict=True):
                 flags[index] = ops.all(ops.isfinite(_dense(gradient)))
             return ops.stack(flags)
 
@@ -187,7 +187,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         return counts
 
     def _float_steps(self, index):
-        """t of the variable at `index`, a float32 scalar ≥ 1 (before its first step, when the result is discarded, 1)."""
+        """t of the variable at `index`, a float32 scalar; 1 before its first step, whose result is discarded."""
         return ops.cast(ops.maximum(self._steps[index], 1), "float32")
 
     def _moves(self, index):
@@ -217,16 +217,17 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         """At the end of training with `use_ema`: the averages where the last weights are not zero, else zero."""
         if not self.use_ema:
             return
-        zeros = [ops.equal(variable, 0) if penalties.is_kernel(variable) else None for variable in var_list]
+        kernels = [variable for variable in var_list if penalties.is_kernel(variable)]
+        survives = [ops.not_equal(kernel, 0) for kernel in kernels]
         super().finalize_variable_values(var_list)
-        for variable, zero in zip(var_list, zeros):
-            if zero is not None:
-                variable.assign(ops.where(zero, ops.zeros(variable.shape, variable.dtype), variable))
+        for kernel, keep in zip(kernels, survives, strict=True):
+            average = ops.convert_to_tensor(kernel)
+            kernel.assign(ops.where(keep, average, ops.zeros_like(average)))
 
     def load_own_variables(self, store):
         """Restore the state, or raise a `ValueError` that says what does not fit."""
-        sizes = {len(self.variables), self._unbuilt_size}
-        if len(store.keys()) not in sizes:
+        saved = len(store.keys())
+        if saved not in (len(self.variables), self._unbuilt_size):
             hint = (
                 "Compile the model with the optimizer (class, penalty, center, exclusions) that was saved, or, to "
                 "train the loaded weights afresh, load them before compile()."
@@ -234,20 +235,19 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 else "Call optimizer.build(model.trainable_variables) before loading."
             )
             raise ValueError(
-                f"The state saved for {type(self).__name__} '{self.name}' has {len(store.keys())} variables; this "
-                f"optimizer has {len(self.variables)}. Training on would rewrite the model from sums that were lost. "
-                + hint
+                f"The state saved for {type(self).__name__} '{self.name}' has {saved} variables; this optimizer has "
+                f"{len(self.variables)}. Training on would rewrite the model from sums that were lost. {hint}"
             )
-        for i in range(len(store.keys())):
-            variable, value = self.variables[i], store[str(i)]
+        # A state saved before the first step has no slots yet; they start at zero.
+        values = [store[str(i)] if i < saved else ops.zeros(v.shape, v.dtype) for i, v in enumerate(self.variables)]
+        for variable, value in zip(self.variables, values, strict=True):
             if tuple(variable.shape) != tuple(value.shape):
                 raise ValueError(
                     f"The state saved for {type(self).__name__} '{self.name}' has shape {tuple(value.shape)} where "
                     f"'{variable.path}' has {tuple(variable.shape)}: it belongs to another model or optimizer."
                 )
-        for i, variable in enumerate(self.variables):
-            # A state saved before the first step has no slots yet; they start at zero.
-            variable.assign(store[str(i)] if str(i) in store.keys() else ops.zeros(variable.shape, variable.dtype))
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
 
     def get_config(self):
         config = super().get_config()

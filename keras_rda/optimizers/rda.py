@@ -10,9 +10,10 @@ from keras_rda.optimizers.dual_averaging import DualAveraging
 class RDA(DualAveraging):
     """Regularised dual averaging as in Algorithm 1: `MRDA` that starts at the minimiser of its penalty, zero.
 
-    Algorithm 1 sets `w_1 = w_0 = argmin ψ`: create the penalised kernels with `kernel_initializer="zeros"`. RDA does not
-    edit weights that start elsewhere; it warns, because its steps are then those of `MRDA`. A deep network cannot start
-    at zero (section 3.4: it would be a constant function), so RDA is for convex problems such as logistic regression.
+    Algorithm 1 sets `w_1 = w_0 = argmin ψ`: create the penalised kernels with `kernel_initializer="zeros"`. RDA does
+    not edit weights that start elsewhere; it warns, because its steps are then those of `MRDA`. A deep network cannot
+    start at zero (section 3.4: it would be a constant function), so RDA is for convex problems such as logistic
+    regression.
 
     Args:
         learning_rate: 1/γ. Positive float, schedule, or callable without arguments. Defaults to 1.0.
@@ -36,7 +37,7 @@ class RDA(DualAveraging):
         super().build(variables)
         nonzero = [
             penalties.variable_path(variable)
-            for variable, penalized in zip(variables, self._penalized)
+            for variable, penalized in zip(variables, self._penalized, strict=True)
             if penalized and _any_nonzero(variable)
         ]
         if nonzero:
