@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, compiled, compiled_steps, small_network, state, values, variables
+from conftest import BACKEND, compiled, compiled_steps, small_network, values, variables
 from keras import ops
 
 import keras_rda
@@ -231,7 +231,7 @@ def test_mixed_precision_in_fit(make_optimizer, policy, digits):
     model = compiled(network(optimizer), optimizer, jit_compile=True)
     x, y = digits[0][:64], digits[1][:64]
     loss = model.fit(x, y, batch_size=32, epochs=2, verbose=0).history["loss"]
-    assert np.all(np.isfinite(loss))
+    assert loss[-1] < loss[0]
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
     assert int(ops.convert_to_numpy(optimizer.iterations)) == 4
 
@@ -342,15 +342,3 @@ def test_frozen_layers_stay(make_optimizer, digits):
     before = values(model.layers[0].variables)
     compiled(model, optimizer).fit(x, y, batch_size=32, epochs=2, verbose=0)
     assert_equal(values(model.layers[0].variables), before)
-
-
-def test_state_is_deterministic(make_optimizer, digits):
-    x, y = digits[0][:64], digits[1][:64]
-    states = []
-    for _ in range(2):
-        keras.utils.set_random_seed(4)
-        optimizer = make_optimizer()
-        model = compiled(network(optimizer), optimizer, jit_compile=False)
-        model.fit(x, y, batch_size=32, epochs=2, verbose=0)
-        states.append(state(model))
-    assert_equal(*states)

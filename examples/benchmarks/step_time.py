@@ -58,19 +58,13 @@ def compiled_update(optimizer, variables, gradients):
     return lambda: apply(*gradients)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--model", default="ResNet50", help="a keras.applications architecture")
-    arguments = parser.parse_args()
-
-    model = getattr(keras.applications, arguments.model)(weights=None)
+def measure(model, rounds):
+    """Return `rounds` interleaved times of one update in seconds, by optimizer and of a copy, and the slots' bytes."""
     variables = model.trainable_variables
     random = np.random.default_rng(0)
     gradients = [
         keras.ops.convert_to_tensor(1e-3 * random.standard_normal(v.shape, dtype="float32")) for v in variables
     ]
-    size = sum(4 * int(np.prod(variable.shape)) for variable in variables)
     updates, slots = {}, {}
     for name, (make, _) in OPTIMIZERS.items():
         optimizer = make()
@@ -78,38 +72,49 @@ def main():
         slots[name] = sum(4 * int(np.prod(v.shape)) for v in optimizer.variables)
         for _ in range(3):
             updates[name]()
-    source, target = np.ones(size // 4, "float32"), np.empty(size // 4, "float32")
+    source = np.ones(model.count_params(), "float32")
+    target = np.empty_like(source)
     updates["copy"] = lambda: np.copyto(target, source)
 
     seconds = {name: [] for name in updates}
-    for _ in range(arguments.rounds):
+    for _ in range(rounds):
         for name, update in updates.items():
             start = time.perf_counter()
             update()
             seconds[name].append(time.perf_counter() - start)
+    return seconds, slots
 
-    copy_bandwidth = 2 * size / statistics.median(seconds.pop("copy"))
-    table = Table(title=f"{arguments.model}, {size / 4e6:.1f} M trainable parameters, {keras.backend.backend()}, XLA")
+
+def report(model, seconds, slots):
+    """The measurements as a table, and the bandwidth in bytes per second."""
+    size = sum(4 * int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    table = Table(title=f"{model.name}, {size / 4e6:.1f} M trainable parameters, {keras.backend.backend()}, XLA")
     table.add_column("optimizer")
     for column in ("time / SGD's", "ms", "slots, MB", "bytes moved, MB", "GB/s"):
         table.add_column(column, justify="right")
-    for name, times in seconds.items():
-        ratio = statistics.median(t / reference for t, reference in zip(times, seconds["SGD, momentum"], strict=True))
-        moved = OPTIMIZERS[name][1] * size
-        median = statistics.median(times)
+    for name, (_, arrays) in OPTIMIZERS.items():
+        ratios = [t / reference for t, reference in zip(seconds[name], seconds["SGD, momentum"], strict=True)]
+        median = statistics.median(seconds[name])
         table.add_row(
             name,
-            f"{ratio:.2f}",
+            f"{statistics.median(ratios):.2f}",
             f"{1e3 * median:.1f}",
             f"{slots[name] / 1e6:.1f}",
-            f"{moved / 1e6:.0f}",
-            f"{moved / median / 1e9:.1f}",
+            f"{arrays * size / 1e6:.0f}",
+            f"{arrays * size / median / 1e9:.1f}",
         )
+    return table, 2 * 4 * model.count_params() / statistics.median(seconds["copy"])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    arguments = parser.parse_args()
+    model = keras.applications.ResNet50(weights=None)
+    table, bandwidth = report(model, *measure(model, arguments.rounds))
     console = Console(width=100)
     console.print(table)
-    console.print(
-        f"Memory bandwidth of a copy: {copy_bandwidth / 1e9:.1f} GB/s. {arguments.rounds} interleaved rounds."
-    )
+    console.print(f"Memory bandwidth of a copy: {bandwidth / 1e9:.1f} GB/s. {arguments.rounds} interleaved rounds.")
 
 
 if __name__ == "__main__":
