@@ -1,6 +1,6 @@
 """Train sparse networks with regularised dual averaging in Keras 3, and export the zeros as smaller LiteRT files."""
 
-from keras_rda import datasets, litert, optimizers
+from keras_rda import datasets, litert, models, optimizers
 from keras_rda.callbacks import SparsityLogger
 from keras_rda.constraints import freeze_zeros
 from keras_rda.litert import ExportError, ExportReport, export
@@ -25,6 +25,7 @@ __all__ = [
     "export",
     "freeze_zeros",
     "litert",
+    "models",
     "optimizers",
     "sparsity",
     "summary",

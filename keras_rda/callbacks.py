@@ -14,8 +14,8 @@ class SparsityLogger(keras.callbacks.Callback):
     logs: the progress bar and `History` show them, and `TensorBoard`, `CSVLogger`, `EarlyStopping` or `ModelCheckpoint`
     when they stand after it in `callbacks`.
 
-    A network whose kernels are all zero is a constant function: no gradient reaches them and none comes back. The epoch
-    at which that happens gets a warning.
+    A network of several layers whose kernels are all zero is a constant function, and no gradient reaches them: it does
+    not come back by itself. The epoch at which that happens gets a warning.
     """
 
     def on_train_begin(self, logs=None):
@@ -23,16 +23,19 @@ class SparsityLogger(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         zeros = summary(self.model)
-        kernels = any(row.kernel for row in zeros.rows)
+        if not zeros.rows:
+            return
+        kernels = sum(row.kernel for row in zeros.rows)
         if logs is not None:
             logs["sparsity"] = zeros.sparsity()
             if kernels:
                 logs["kernel_sparsity"] = zeros.sparsity(kernels_only=True)
-        if kernels and not self._dead and zeros.sparsity(kernels_only=True) == 1.0:
+        # A single layer, as in logistic regression, has a gradient even at zero.
+        if kernels > 1 and not self._dead and zeros.sparsity(kernels_only=True) == 1.0:
             self._dead = True
             warnings.warn(
-                f"The network died in epoch {epoch + 1}: every kernel is zero, so it is a constant function and no "
-                f"gradient will ever change that.{_penalty_note(self.model)} Train again from fresh weights with a "
+                f"The network died in epoch {epoch + 1}: every kernel is zero, so its output is constant and no "
+                f"gradient reaches the kernels.{_penalty_note(self.model)} Train again from fresh weights with a "
                 "smaller penalty; in a network without normalisation layers, with center='initial' and a smaller "
                 "learning_rate.",
                 stacklevel=2,

@@ -21,7 +21,8 @@ class ZeroPattern(keras.constraints.Constraint):
 
 
 def freeze_zeros(model):
-    """Keep every weight of a kernel that is exactly zero now at zero, whatever optimizer trains the model from here.
+    """Keep every weight of a kernel that is exactly zero now at zero, whatever optimizer trains the model from here
+    (without `use_ema`).
 
     It sets the `constraint` of the model's trainable kernels (rank ≥ 2, no embedding tables, biases or normalisation
     weights), which Keras applies after each update; one byte a weight. Constraints set this way are not part of a saved
@@ -31,8 +32,15 @@ def freeze_zeros(model):
         model: A built Keras model, compiled before or afterwards.
 
     Raises:
-        ValueError: the model has no trainable kernels (not built, or all frozen).
+        ValueError: the model has no trainable kernels (not built, or all frozen), or its optimizer averages the weights
+            (`use_ema`): Keras puts the averages in place after the constraints, and they have no zeros.
     """
+    optimizer = getattr(model, "optimizer", None)
+    if getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False):
+        raise ValueError(
+            f"freeze_zeros() cannot keep the zeros of the model '{model.name}': its optimizer has use_ema=True, and "
+            "averages have no exact zeros. Compile the model with use_ema=False."
+        )
     kernels = [variable for variable in model.trainable_variables if is_kernel(variable)]
     if not kernels:
         raise ValueError(

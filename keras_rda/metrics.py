@@ -63,8 +63,13 @@ class SparsitySummary:
 
 def summary(model):
     """Return the zeros of every trainable variable of `model` as a `SparsitySummary`; `print` shows a table."""
+    return summarize(model.trainable_variables)
+
+
+def summarize(variables):
+    """Return the zeros of `variables` as a `SparsitySummary`."""
     rows = []
-    for variable in model.trainable_variables:
+    for variable in variables:
         array = keras.ops.convert_to_numpy(variable)
         zeros = array.size - int(np.count_nonzero(array))
         rows.append(VariableSparsity(variable.path, array.shape, array.size, zeros, array.nbytes, is_kernel(variable)))

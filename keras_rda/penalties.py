@@ -4,6 +4,7 @@ import math
 import numbers
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_rda.proximal import soft_threshold
@@ -16,7 +17,9 @@ class Penalty:
     `keras.saving.register_keras_serializable` to be saved with a model.
 
     An optimizer holds the penalty object itself and saves its strength with its own state, so λ can be changed while
-    training: `optimizer.penalty.strength = 1e-5` in a callback. Optimizers that are given the same object share λ.
+    training: `self.model.optimizer.penalty.strength = 1e-5` in a callback. (At the end of a batch, reach it this way:
+    Keras on JAX keeps the state of a running epoch elsewhere until `self.model` is asked.) Optimizers that are given
+    the same object share λ.
 
     Args:
         strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's
@@ -50,9 +53,12 @@ class Penalty:
         self._strength.assign(_check_strength(type(self).__name__, strength))
 
     def follow_schedule(self, iterations):
-        """Take the strength of a schedule at `iterations`, the optimizer's counter; without one, do nothing."""
+        """Take the strength of a schedule at `iterations`, the optimizer's counter; without one, do nothing.
+
+        A value of the schedule below zero counts as zero: a negative threshold would push weights away from zero.
+        """
         if self._schedule is not None:
-            self._strength.assign(ops.cast(self._schedule(iterations), "float32"))
+            self._strength.assign(ops.maximum(ops.cast(self._schedule(iterations), "float32"), 0.0))
 
     def value(self, w):
         """ψ(w), a scalar tensor, for one variable's weights `w`."""
@@ -63,7 +69,8 @@ class Penalty:
         raise NotImplementedError(f"{type(self).__name__} must define prox(w, step).")
 
     def get_config(self):
-        strength = self._schedule or float(self._strength.numpy())
+        # By way of the shortest decimal of the float32: 1e-6, not 9.999999974752427e-07.
+        strength = self._schedule or float(str(np.float32(self._strength.numpy())))
         return {"strength": keras.saving.serialize_keras_object(strength)}
 
     @classmethod
@@ -98,8 +105,6 @@ def get(penalty):
     )
 
 
-# Names that Keras layers give to weights of rank ≥ 2 which are not kernels: rank-2 biases (GRU, MultiHeadAttention),
-# normalisation over several axes, PReLU's slopes.
 _NOT_KERNELS = frozenset({"bias", "gamma", "beta", "scale", "alpha"})
 
 
@@ -109,16 +114,21 @@ def variable_path(variable):
 
 
 def is_kernel(variable):
-    """Whether `variable` is penalised unless excluded: rank ≥ 2, no embedding table, bias or normalisation weight."""
+    """Whether `variable` is penalised unless excluded: rank ≥ 2, no embedding table, bias or normalisation weight.
+
+    A variable does not know its layer, so this goes by its name: not with "embedding" in it, nor one of `bias`,
+    `gamma`, `beta`, `scale` (rank-2 biases of GRU and attention, normalisation over several axes) and `alpha` (PReLU).
+    """
     name = variable_path(variable).split("/")[-1]
-    return len(variable.shape) >= 2 and name not in _NOT_KERNELS and "embeddings" not in name
+    return len(variable.shape) >= 2 and name not in _NOT_KERNELS and "embedding" not in name
 
 
 def _check_strength(name, strength):
     # isinstance before the comparison: a tensor has no truth value inside a compiled function.
     if isinstance(strength, bool) or not isinstance(strength, numbers.Real):
         raise TypeError(
-            f"{name}: the strength λ must be a number ≥ 0; received {strength!r} of type {type(strength).__name__}."
+            f"{name}: the strength λ must be a number ≥ 0, for example 1e-6; received {strength!r} of type "
+            f"{type(strength).__name__}."
         )
     if not (math.isfinite(strength) and strength >= 0):
         raise ValueError(

@@ -73,6 +73,13 @@ def test_network_that_dies_later_is_reported_then(digits):
         fit(model, digits, [keras_rda.SparsityLogger(), RaiseStrength()])
 
 
+def test_single_layer_at_zero_is_not_dead(digits):
+    """Logistic regression at w = 0, where RDA starts, has a gradient."""
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10, kernel_initializer="zeros")]
+    model = compiled(keras.Sequential(layers), keras_rda.RDA(1.0, 1e3))
+    assert fit(model, digits, [keras_rda.SparsityLogger()]).history["kernel_sparsity"] == [1.0, 1.0]
+
+
 def test_other_optimizers_and_models_without_kernels(digits):
     model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.BatchNormalization(), keras.layers.Flatten()])
     history = fit(compiled(model, "sgd"), digits, [keras_rda.SparsityLogger()]).history

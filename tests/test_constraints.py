@@ -85,6 +85,12 @@ def test_second_call_freezes_the_zeros_of_that_moment(digits):
     assert np.all(values([kernel])[0] != 0)
 
 
+def test_averaging_optimizers_are_refused(digits):
+    model = compiled(sparse_network(), keras.optimizers.Adam(use_ema=True))
+    with pytest.raises(ValueError, match="use_ema=True, and averages have no exact zeros"):
+        keras_rda.freeze_zeros(model)
+
+
 def test_model_without_kernels():
     model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     with pytest.raises(ValueError, match="no trainable kernels in the model"):

@@ -136,14 +136,18 @@ def test_non_finite_gradient_counts_as_zero(make_optimizer, bad):
     assert np.all(np.isfinite(np.concatenate([v.ravel() for v in ours])))
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_first_step_waits_for_a_finite_gradient(make_optimizer, steps):
+@pytest.mark.parametrize("share", ["one entry", "all entries"])
+@pytest.mark.parametrize("weight_decay", [None, 0.1])
+def test_first_step_waits_for_a_finite_gradient(make_optimizer, share, weight_decay):
     """A step from a sum of nothing would put every kernel with centre zero at zero, for good."""
-    optimizer, alone = make_optimizer(), make_optimizer()
+    optimizer, alone = make_optimizer(weight_decay=weight_decay), make_optimizer(weight_decay=weight_decay)
     weights, gradients = start(optimizer)
     before = values(weights)
-    for _ in range(steps):
-        optimizer.apply([np.full_like(g, np.nan) for g in gradients[0]], weights)
+    for _ in range(2):
+        spoilt = [g.copy() if share == "one entry" else np.full_like(g, np.nan) for g in gradients[0]]
+        for gradient in spoilt:
+            gradient.flat[0] = np.nan
+        optimizer.apply(spoilt, weights)
         assert_equal(values(weights), before)
     others, _ = start(alone)
     assert_equal(run(optimizer, weights, gradients), run(alone, others, gradients))
@@ -228,7 +232,7 @@ def test_low_precision_variables_have_float32_sums(make_optimizer, dtype):
 def test_mixed_precision_in_fit(make_optimizer, policy, digits):
     keras.config.set_dtype_policy(policy)
     optimizer = make_optimizer()
-    model = compiled(network(optimizer), optimizer, jit_compile=True)
+    model = compiled(network(optimizer), optimizer, jit_compile=BACKEND == "jax")
     x, y = digits[0][:64], digits[1][:64]
     loss = model.fit(x, y, batch_size=32, epochs=2, verbose=0).history["loss"]
     assert loss[-1] < loss[0]
@@ -244,7 +248,7 @@ def test_inside_multi_optimizer(make_optimizer, digits):
     x, y = digits[0][:64], digits[1][:64]
     assert np.all(np.isfinite(model.fit(x, y, batch_size=32, epochs=2, verbose=0).history["loss"]))
     assert int(ops.convert_to_numpy(ours.iterations)) == 4
-    assert len(ours._slots) == 3
+    assert len(ours._slots) == 2
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="IndexedSlices are TensorFlow's")

@@ -70,7 +70,9 @@ def test_several_inputs_and_outputs(tmp_path, names):
     else:
         model = keras.Model([left, right, tokens], outputs)
     assert keras_rda.export(model, tmp_path / "model.tflite").max_difference <= 1e-5
-    with pytest.raises(ValueError, match=r"has the inputs \['a_right', 'left', 'tokens'\]; received \['a_right'\]"):
+    with pytest.raises(
+        ValueError, match=r"takes a dict of the inputs \['a_right', 'left', 'tokens'\]; received one array"
+    ):
         keras_rda.litert.predict(tmp_path / "model.tflite", np.zeros((1, 6), "float32"))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
@@ -143,6 +145,9 @@ def test_path_must_be_writable(tmp_path):
     model = small_network()
     with pytest.raises(ValueError, match=r"must end in '\.tflite'; received .*model\.lite"):
         keras_rda.export(model, tmp_path / "model.lite")
+    (tmp_path / "folder.tflite").mkdir()
+    with pytest.raises(ValueError, match="is a directory"):
+        keras_rda.export(model, tmp_path / "folder.tflite")
     with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
         keras_rda.export(model, tmp_path / "nowhere" / "model.tflite")
 
@@ -163,6 +168,60 @@ def test_subclassed_model_is_told_what_to_do(tmp_path):
         keras_rda.export(model, tmp_path / "model.tflite")
     inputs = keras.Input((3,))
     assert keras_rda.export(keras.Model(inputs, model(inputs)), tmp_path / "model.tflite").bytes > 0
+
+
+@tensorflow_only
+def test_frozen_models_and_models_without_kernels(tmp_path):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64)])
+    model.layers[0].kernel.assign(np.eye(64))
+    model.trainable = False
+    assert keras_rda.export(model, tmp_path / "model.tflite").sparsity == 63 / 64
+    model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
+    assert keras_rda.export(model, tmp_path / "model.tflite").sparsity == 0.0
+
+
+@tensorflow_only
+def test_dead_model_is_reported(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="zeros")])
+    with pytest.warns(UserWarning, match="Every kernel of the model .* is zero, so the file computes a constant"):
+        keras_rda.export(model, tmp_path / "model.tflite")
+
+
+@tensorflow_only
+def test_low_precision_models_are_told_what_to_do(tmp_path):
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, dtype="mixed_float16", name="half")])
+    model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match=r"another precision: half \(float16\)\. Build the model under"):
+        keras_rda.export(model, tmp_path / "model.tflite")
+
+
+@tensorflow_only
+def test_model_with_nan_is_reported(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.layers[0].bias.assign(np.full(3, np.nan))
+    with pytest.raises(keras_rda.ExportError, match="itself has outputs that are not finite"):
+        keras_rda.export(model, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_output_is_compared_on_its_own_scale():
+    expected = {"large": np.full(1, 1e6), "small": np.ones(1)}
+    assert not verify.largest_difference(expected, {**expected, "small": np.full(1, 1.5)}).passed
+    assert verify.largest_difference(expected, {**expected, "large": np.full(1, 1e6 + 1)}).passed
+    booleans = {"a": np.array([True, False])}
+    assert verify.largest_difference(booleans, booleans).passed
+
+
+@tensorflow_only
+def test_predict_checks_its_inputs(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    keras_rda.export(model, tmp_path / "model.tflite")
+    assert keras_rda.litert.predict(tmp_path / "model.tflite", [[1, 2, 3, 4]])["output_0"].shape == (1, 3)
+    for wrong in (np.ones(4), np.ones((2, 5))):
+        with pytest.raises(ValueError, match=r"has the shape \(-1, 4\) \(-1: any\); received"):
+            keras_rda.litert.predict(tmp_path / "model.tflite", wrong)
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        keras_rda.litert.predict(tmp_path / "other.tflite", np.ones((1, 4)))
 
 
 @tensorflow_only

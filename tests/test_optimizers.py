@@ -12,15 +12,39 @@ import keras_rda
 PENALISED = [name for name in OPTIMIZERS if name != "SDA"]
 
 
-@pytest.mark.parametrize("rate", [-1.0, 0.0, -1, math.nan, math.inf])
+@pytest.mark.parametrize("rate", [-1.0, 0.0, -1, 1, True, math.nan, math.inf])
 def test_rate_must_be_positive(make_optimizer, rate):
     with pytest.raises(ValueError, match=r"learning_rate \(1/γ\) must be a positive float; received"):
         make_optimizer(learning_rate=rate)
 
 
-def test_integer_rate_is_refused(make_optimizer):
-    with pytest.raises(ValueError, match="`learning_rate` should be float"):
-        make_optimizer(learning_rate=1)
+@pytest.mark.parametrize("rate", [-1.0, math.nan, math.inf])
+def test_rate_set_later_must_not_be_negative(make_optimizer, rate):
+    optimizer = make_optimizer(learning_rate=0.5)
+    with pytest.raises(ValueError, match="learning_rate must be set to a finite number ≥ 0; received"):
+        optimizer.learning_rate = rate
+    assert float(optimizer.learning_rate) == 0.5
+    assert float(make_optimizer(learning_rate=np.float32(0.5)).learning_rate) == 0.5
+
+
+@pytest.mark.parametrize("bad", [-1.0, math.nan])
+def test_rate_of_a_callable_below_zero_counts_as_zero(make_optimizer, bad):
+    rates = iter([0.1, bad, 0.1])
+    optimizer = make_optimizer(learning_rate=lambda: rate)
+    reference = make_optimizer(learning_rate=lambda: max(rate, 0.0) if rate == rate else 0.0)
+    weights, others = variables(np.zeros((2, 2)), np.ones(3)), variables(np.zeros((2, 2)), np.ones(3))
+    gradients = [np.full((2, 2), -1.0, "float32"), np.ones(3, "float32")]
+    for rate in rates:  # noqa: B007 (the callables read it)
+        optimizer.apply(gradients, weights)
+        reference.apply(gradients, others)
+    for ours, theirs in zip(values(weights), values(others), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.all(np.isfinite(ours))
+
+
+def test_penalty_cannot_be_replaced():
+    with pytest.raises(AttributeError, match="penalty"):
+        keras_rda.MRDA().penalty = 1e-3
 
 
 @pytest.mark.parametrize("name", PENALISED)
@@ -48,7 +72,7 @@ def test_exponent_range(exponent):
         keras_rda.MRDA(exponent=exponent)
 
 
-@pytest.mark.parametrize("weight_decay", [-0.1, math.nan])
+@pytest.mark.parametrize("weight_decay", [-0.1, math.nan, "0.1"])
 def test_weight_decay_range(make_optimizer, weight_decay):
     with pytest.raises(ValueError, match="weight_decay must be a finite number ≥ 0"):
         make_optimizer(weight_decay=weight_decay)
@@ -85,7 +109,7 @@ def test_excluded_variables_take_the_sda_step(by):
     if by == "object":
         optimizer.exclude_from_penalty(var_list=[head])
     else:
-        optimizer.exclude_from_penalty(var_names=["dense_1"])
+        optimizer.exclude_from_penalty(var_names=["dense"])
     weights = model.trainable_variables
     before = values(weights)
     gradients = [np.full(v.shape, 0.1, "float32") for v in weights]
@@ -111,13 +135,18 @@ def test_exclusion_after_build():
 def test_exclusion_that_matches_nothing():
     optimizer = keras_rda.MRDA()
     optimizer.exclude_from_penalty(var_names=["hed"])
-    with pytest.raises(ValueError, match=r"given \['hed'\], which match none of the trainable variables \['kernel'\]"):
-        optimizer.build(variables(np.ones((2, 2))))
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"given \['hed'\], which match none of the trainable variables \['kernel'\]"
+        ):
+            optimizer.build(variables(np.ones((2, 2))))
 
 
-@pytest.mark.parametrize("bad", [{"var_names": "head"}, {"var_names": [1]}, {"var_list": "head"}])
+@pytest.mark.parametrize(
+    "bad", [{"var_names": "head"}, {"var_names": [1]}, {"var_names": 7}, {"var_list": "head"}, {"var_list": ["head"]}]
+)
 def test_exclusion_of_wrong_type(bad):
-    with pytest.raises(TypeError, match="must be a list of"):
+    with pytest.raises(TypeError, match=r"must (be a list of|list variables)"):
         keras_rda.MRDA().exclude_from_penalty(**bad)
 
 
@@ -156,6 +185,15 @@ def test_strength_follows_a_schedule():
     np.testing.assert_allclose(values([kernel])[0], 1.5 / np.sqrt(2), rtol=1e-6)
     with pytest.raises(TypeError, match="follows the schedule PiecewiseConstantDecay"):
         optimizer.penalty.strength = 1.0
+
+
+def test_schedule_of_the_strength_below_zero_counts_as_zero():
+    (kernel,) = variables(np.zeros((2, 2)))
+    optimizer = keras_rda.MRDA(1.0, keras.optimizers.schedules.PolynomialDecay(0.5, 2, -0.5))
+    for _ in range(4):
+        optimizer.apply([np.zeros((2, 2), "float32")], [kernel])
+    assert float(optimizer.penalty.strength) == 0.0
+    np.testing.assert_array_equal(values([kernel])[0], 0.0)
 
 
 def test_warm_up_from_zero_does_not_wipe_the_network():

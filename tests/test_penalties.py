@@ -73,7 +73,7 @@ def test_strength_out_of_range(strength):
 
 @pytest.mark.parametrize("strength", ["1e-6", None, True, [1.0]])
 def test_strength_of_wrong_type(strength):
-    with pytest.raises(TypeError, match="must be a number ≥ 0; received"):
+    with pytest.raises(TypeError, match="must be a number ≥ 0, for example 1e-6; received"):
         keras_rda.L1(strength)
 
 

@@ -43,7 +43,8 @@ def test_config_keeps_schedules_and_changed_strength():
 def test_exclusions_survive_loading(tmp_path, digits):
     model = small_network()
     optimizer = keras_rda.MRDA(0.1, 0.01)
-    optimizer.exclude_from_penalty(var_list=[model.layers[-1].kernel], var_names=["conv"])
+    optimizer.exclude_from_penalty(var_list=[model.layers[-1].kernel])
+    optimizer.exclude_from_penalty(var_names=["bias"])
     x, y = digits[0][:32], digits[1][:32]
     compiled(model, optimizer).fit(x, y, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -51,6 +52,18 @@ def test_exclusions_survive_loading(tmp_path, digits):
     loaded.fit(x, y, verbose=0)
     assert loaded.optimizer._penalized == optimizer._penalized
     assert sum(optimizer._penalized) == 1
+
+
+def test_exclusions_from_weight_decay_survive_loading(tmp_path, digits):
+    """Keras does not save them, and resumed training would differ."""
+    optimizer = keras_rda.MRDA(0.1, 0.01, weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    model = compiled(small_network(), optimizer)
+    model.fit(digits[0][:32], digits[1][:32], verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.optimizer._decayed == optimizer._decayed
+    assert sum(optimizer._decayed) == 2
 
 
 def test_resumed_training_has_the_same_bits(make_optimizer, tmp_path, digits):
@@ -120,6 +133,21 @@ def test_keras_file_loads_in_a_fresh_process(tmp_path, digits):
     assert output.split() == ["MRDA", "L1", "1"]
 
 
+def test_state_of_another_class_with_as_many_variables_raises():
+    """SDA keeps a rate where MRDA with a schedule keeps λ, and both then keep two slots a kernel."""
+    saved = keras_rda.SDA(0.1)
+    loading = keras_rda.MRDA(keras.optimizers.schedules.CosineDecay(1.0, 9), 1e-3, center="initial")
+    for optimizer in (saved, loading):
+        optimizer.build(variables(np.ones((2, 2))))
+    assert [v.shape for v in saved.variables] == [v.shape for v in loading.variables]
+    store = {}
+    saved.save_own_variables(store)
+    with pytest.raises(ValueError, match=r"does not fit MRDA .* state of other variables"):
+        loading.load_own_variables(store)
+    with pytest.raises(ValueError, match=r"set_weights\(\) takes 6 arrays, .* received 3"):
+        loading.set_weights(values(saved.variables)[:3])
+
+
 @pytest.mark.parametrize(
     ("saved", "loading"),
     [
@@ -136,7 +164,9 @@ def test_state_of_another_optimizer_raises(saved, loading, tmp_path, digits):
     model.save_weights(tmp_path / "model.weights.h5")
     other = compiled(small_network(), loading())
     other.fit(x, y, verbose=0)
-    with pytest.raises(ValueError, match=r"Compile the model with the optimizer .* that was saved"):
+    with pytest.raises(
+        ValueError, match=r"sums that were lost\. Compile the model with the optimizer .* that was saved"
+    ):
         other.load_weights(tmp_path / "model.weights.h5")
     unbuilt = compiled(small_network(), loading())
     with pytest.raises(ValueError, match=r"optimizer\.build\(model\.trainable_variables\)"):

@@ -14,7 +14,7 @@ class ExportReport:
         path: Where it is.
         bytes: Its size.
         dense_bytes: The size of the same model without sparse encoding.
-        sparsity: σ over the model's kernels.
+        sparsity: σ over the model's kernels, trainable or not; 0 if it has none.
         max_difference: Largest absolute difference from Keras' outputs, over all outputs and inputs tried.
         tolerance: The largest difference that would have been accepted.
     """

@@ -3,6 +3,7 @@
 import math
 import numbers
 import warnings
+import zlib
 
 import keras
 import numpy as np
@@ -43,13 +44,17 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
 
     def __init__(self, learning_rate, penalty, **kwargs):
         name = type(self).__name__
-        if isinstance(learning_rate, numbers.Real) and not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise ValueError(
-                f"{name}: learning_rate (1/γ) must be a positive float; received {learning_rate!r}. The paper's γ = 1 "
-                "is learning_rate=1.0."
-            )
+        if isinstance(learning_rate, numbers.Real):
+            if isinstance(learning_rate, int) or not (math.isfinite(learning_rate) and learning_rate > 0):
+                raise ValueError(
+                    f"{name}: learning_rate (1/γ) must be a positive float; received {learning_rate!r}. The paper's "
+                    "γ = 1 is learning_rate=1.0."
+                )
+            learning_rate = float(learning_rate)  # Keras takes no NumPy scalars
         weight_decay = kwargs.get("weight_decay")
-        if weight_decay is not None and not (math.isfinite(weight_decay) and weight_decay >= 0):
+        if weight_decay is not None and not (
+            isinstance(weight_decay, numbers.Real) and math.isfinite(weight_decay) and weight_decay >= 0
+        ):
             raise ValueError(f"{name}: weight_decay must be a finite number ≥ 0; received {weight_decay!r}.")
         if kwargs.get("ema_overwrite_frequency") is not None:
             raise ValueError(
@@ -58,16 +63,37 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 "out: use_ema=True puts the averages in place when training ends and keeps the zeros."
             )
         super().__init__(learning_rate, **kwargs)
-        self.penalty = penalty
-        if self.penalty is not None:
-            self._penalty_strength = self.penalty.strength  # tracked: saved, and visible to JAX's stateless update
+        self._penalty = penalty
+        if penalty is not None:
+            self._penalty_strength = penalty.strength  # tracked: saved, and visible to JAX's stateless update
         self._excluded_ids = ()
         self._excluded_paths = ()
         self._excluded_names = ()
+        self._saved_positions = {}
         self._unbuilt_size = len(self.variables)
+
+    @property
+    def penalty(self):
+        """The `keras_rda.Penalty`, or None. It cannot be replaced; set `penalty.strength` to change λ."""
+        return self._penalty
+
+    @property
+    def learning_rate(self):
+        """The learning rate 1/γ now. Setting it to a number below zero or to a NaN raises a `ValueError`."""
+        return super().learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        if isinstance(learning_rate, numbers.Real) and not (math.isfinite(learning_rate) and learning_rate >= 0):
+            raise ValueError(
+                f"{type(self).__name__}: learning_rate must be set to a finite number ≥ 0; received {learning_rate!r}."
+            )
+        keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
     def exclude_from_penalty(self, var_list=None, var_names=None):
         """Let variables take the step without penalty, before the optimizer is built (`fit` builds it).
+
+        A second call excludes more.
 
         Args:
             var_list: Variables of the model.
@@ -81,16 +107,22 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 f"exclude_from_penalty() was called on a {type(self).__name__} that is already built for "
                 f"{len(self._trainable_variables)} variables. Call it before fit(), build() or the first apply()."
             )
-        if isinstance(var_names, str) or not all(isinstance(name, str) for name in var_names or ()):
+        if not isinstance(var_names, (list, tuple, type(None))) or not all(isinstance(n, str) for n in var_names or ()):
             raise TypeError(f"var_names must be a list of strings; received {var_names!r}.")
         if not isinstance(var_list, (list, tuple, type(None))):
             raise TypeError(f"var_list must be a list of variables; received {type(var_list).__name__}.")
-        self._excluded_ids = tuple(map(id, var_list or ()))
-        self._excluded_paths = tuple(map(penalties.variable_path, var_list or ()))
-        self._excluded_names = tuple(var_names or ())
+        if wrong := [v for v in var_list or () if not hasattr(v, "shape")]:
+            raise TypeError(
+                f"var_list must be a list of variables; received {wrong[0]!r} in it. Names go in var_names."
+            )
+        self._excluded_ids += tuple(map(id, var_list or ()))
+        self._excluded_paths += tuple(map(penalties.variable_path, var_list or ()))
+        self._excluded_names += tuple(var_names or ())
 
     def _excluded(self, variables, paths):
         """The positions of the variables that `exclude_from_penalty` named."""
+        if "penalty" in self._saved_positions:  # names of variables may change when a model is loaded, positions do not
+            return set(self._saved_positions["penalty"])
         matches = {name: {i for i, path in enumerate(paths) if name in path} for name in self._excluded_names}
         for k, path in enumerate(self._excluded_paths):
             if self._excluded_ids:
@@ -107,9 +139,10 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
         if self.built:
             return
-        super().build(variables)
         paths = [penalties.variable_path(variable) for variable in variables]
-        excluded = self._excluded(variables, paths)
+        excluded = self._excluded(variables, paths)  # before anything is built: it may raise
+        super().build(variables)
+        self._excluded_positions = sorted(excluded)
         self._penalized = [
             self.penalty is not None and penalties.is_kernel(variable) and i not in excluded
             for i, variable in enumerate(variables)
@@ -121,7 +154,11 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 f"Variables: {paths}.",
                 stacklevel=2,
             )
-        self._decayed = [self._use_weight_decay(variable) for variable in variables]
+        undecayed = self._saved_positions.get("weight_decay")  # Keras does not save exclude_from_weight_decay
+        self._decayed = [
+            self._use_weight_decay(variable) if undecayed is None else i not in undecayed
+            for i, variable in enumerate(variables)
+        ]
         # One vector for all variables instead of a scalar each: a network has hundreds of variables, and updating a
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
@@ -165,8 +202,11 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         # Keras calls this once per real update (inside gradient accumulation's condition), with the variables that have
         # a gradient: the one place where all counters can advance together.
         indices = [self._get_variable_index(variable) for variable in trainable_variables]
-        self._advance(indices, grads, ops.cast(learning_rate, "float32"))
-        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        # A schedule or callable may go below zero or to NaN, which would turn thresholds around or stay in the sums.
+        rate = ops.cast(learning_rate, "float32")
+        rate = ops.where(ops.logical_and(ops.isfinite(rate), ops.greater(rate, 0.0)), rate, 0.0)
+        self._advance(indices, grads, rate)
+        super()._backend_update_step(grads, trainable_variables, rate)
 
     def _advance(self, indices, grads, rate):
         """Count this update for the variables at `indices`; return for which it counts, booleans (variables,)."""
@@ -181,7 +221,8 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
 
         # Once every variable has started, a non-finite entry only counts as zero, and the gradients need no extra pass.
         started = ops.greater(self._steps, 0)
-        finite = ops.cond(ops.all(started), lambda: ops.ones_like(started), finite_throughout)
+        waiting = ops.logical_and(received, ops.logical_not(started))
+        finite = ops.cond(ops.any(waiting), finite_throughout, lambda: ops.ones_like(started))
         counts = ops.logical_and(received, ops.logical_or(started, finite))
         self._steps.assign(ops.add(self._steps, ops.cast(counts, self._steps.dtype)))
         return counts
@@ -202,6 +243,8 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
         if self.weight_decay is not None and self._decayed[index]:
             gradient = ops.add(gradient, ops.multiply(self.weight_decay, weights))
+        # Before the first step counts, its gradient must not enter a sum either.
+        gradient = ops.where(ops.greater(self._steps[index], 0), gradient, 0.0)
         prox = self.penalty.prox if self._penalized[index] else _identity
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
         new_weights, new_slots = self.step(weights, gradient, ops.cast(learning_rate, "float32"), index, slots, prox)
@@ -224,22 +267,37 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             average = ops.convert_to_tensor(kernel)
             kernel.assign(ops.where(keep, average, ops.zeros_like(average)))
 
+    def _layout(self):
+        """A checksum of what the state is made of, without the names of layers, which may change on loading."""
+        slots = [",".join(slots) for slots in self._slots] if self.built else []
+        own = [variable.name for variable in self.variables[: self._unbuilt_size]]
+        return zlib.crc32(";".join([type(self).__name__, *own, *slots]).encode())
+
+    def save_own_variables(self, store):
+        """Save the state, with a checksum of its layout."""
+        super().save_own_variables(store)
+        store["layout"] = np.array(self._layout(), "int64")
+
+    def set_weights(self, weights):
+        """Set all variables of a built optimizer from arrays in the order of `variables`."""
+        if len(weights) != len(self.variables):
+            raise ValueError(
+                f"{type(self).__name__}.set_weights() takes {len(self.variables)} arrays, one for each of `variables`; "
+                f"received {len(weights)}."
+            )
+        super().set_weights(weights)
+
     def load_own_variables(self, store):
         """Restore the state, or raise a `ValueError` that says what does not fit."""
-        saved = len(store.keys())
-        if saved not in (len(self.variables), self._unbuilt_size):
-            hint = (
-                "Compile the model with the optimizer (class, penalty, center, exclusions) that was saved, or, to "
-                "train the loaded weights afresh, load them before compile()."
-                if self.built
-                else "Call optimizer.build(model.trainable_variables) before loading."
-            )
-            raise ValueError(
-                f"The state saved for {type(self).__name__} '{self.name}' has {saved} variables; this optimizer has "
-                f"{len(self.variables)}. Training on would rewrite the model from sums that were lost. {hint}"
-            )
-        # A state saved before the first step has no slots yet; they start at zero.
-        values = [store[str(i)] if i < saved else ops.zeros(v.shape, v.dtype) for i, v in enumerate(self.variables)]
+        if self._starts_afresh(store):
+            # Saved before the first step, when there are no slots yet; they start at zero.
+            values = [
+                store[str(i)] if i < self._unbuilt_size else ops.zeros(v.shape, v.dtype)
+                for i, v in enumerate(self.variables)
+            ]
+        else:
+            self._check_layout(store)
+            values = [store[str(i)] for i in range(len(self.variables))]
         for variable, value in zip(self.variables, values, strict=True):
             if tuple(variable.shape) != tuple(value.shape):
                 raise ValueError(
@@ -249,25 +307,49 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         for variable, value in zip(self.variables, values, strict=True):
             variable.assign(value)
 
+    def _starts_afresh(self, store):
+        own = [variable.name for variable in self.variables[: self._unbuilt_size]]
+        unbuilt = zlib.crc32(";".join([type(self).__name__, *own]).encode())
+        keys = store.keys()
+        return len(keys) == self._unbuilt_size + 1 and "layout" in keys and int(np.array(store["layout"])) == unbuilt
+
+    def _check_layout(self, store):
+        keys = store.keys()
+        if len(keys) == len(self.variables) + 1 and "layout" in keys:
+            if int(np.array(store["layout"])) == self._layout():
+                return
+            received = "state of other variables"
+        else:
+            received = f"{len(keys)} arrays where {len(self.variables) + 1} are expected"
+        hint = "" if self.built else "To resume, call optimizer.build(model.trainable_variables) before loading. "
+        raise ValueError(
+            f"The state saved for the optimizer does not fit {type(self).__name__} '{self.name}': {received}. Training "
+            f"on would rewrite the model from sums that were lost. {hint}Compile the model with the optimizer (class, "
+            "penalty, center, exclusions) that was saved, or, to train the loaded weights afresh, load them before "
+            "compile()."
+        )
+
     def get_config(self):
         config = super().get_config()
         if self.penalty is not None:
             config["penalty"] = keras.saving.serialize_keras_object(self.penalty)
-        config["excluded_from_penalty"] = {
-            "paths": list(self._excluded_paths),
-            "names": list(self._excluded_names),
-        }
+        config["excluded_from_penalty"] = {"paths": list(self._excluded_paths), "names": list(self._excluded_names)}
+        if self.built:
+            undecayed = [i for i, decayed in enumerate(self._decayed) if not decayed]
+            config["excluded_positions"] = {"penalty": self._excluded_positions, "weight_decay": undecayed}
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
         excluded = config.pop("excluded_from_penalty", {"paths": (), "names": ()})
+        positions = config.pop("excluded_positions", {})
         if "penalty" in config:
             config["penalty"] = keras.saving.deserialize_keras_object(config["penalty"], custom_objects=custom_objects)
         optimizer = super().from_config(config, custom_objects=custom_objects)
         optimizer._excluded_paths = tuple(excluded["paths"])
         optimizer._excluded_names = tuple(excluded["names"])
+        optimizer._saved_positions = dict(positions)
         return optimizer
 
 

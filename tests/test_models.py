@@ -1,0 +1,54 @@
+"""The paper's network, and Keras' own architectures training from scratch on real CIFAR-10 images at 32×32."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+from test_datasets import PREPARED
+
+import keras_rda
+
+needs_cifar10 = pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared tensorflow-datasets at {PREPARED}")
+applications = keras.applications
+
+
+def test_resnet18_is_the_cifar_form():
+    model = keras_rda.models.ResNet18((32, 32, 3), 10)
+    assert model.output_shape == (None, 10)
+    # 11,173,962 trainable parameters in the CIFAR form of ResNet18 with a head of 10 classes.
+    assert sum(row.size for row in keras_rda.summary(model).rows) == 11_173_962
+    assert sum(isinstance(layer, keras.layers.Conv2D) for layer in model.layers) == 20
+    assert keras_rda.models.ResNet18((16, 16, 1), 7).output_shape == (None, 7)
+
+
+@pytest.fixture(scope="module")
+def cifar10():
+    (images, labels), _ = keras_rda.datasets.load("cifar10", PREPARED)
+    return (images[:256] / 255).astype("float32"), labels[:256]
+
+
+@needs_cifar10
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="minutes of compilation on JAX; the architectures are Keras' own")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorflow-datasets and what it imports
+@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2", "ResNet50", "EfficientNetB0", "VGG16", "ResNet18"])
+def test_architectures_train_and_get_sparse(name, cifar10):
+    x, y = cifar10
+    if name == "ResNet18":
+        model = keras_rda.models.ResNet18((32, 32, 3), 10)
+    else:
+        rescale = 255 if name == "EfficientNetB0" else 1  # it has its own rescaling layer
+        x = x * np.float32(rescale)
+        model = getattr(applications, name)(
+            weights=None, input_shape=(32, 32, 3), classes=10, classifier_activation=None
+        )
+    # VGG16 has no normalisation layers: it needs its initial weights as centre, and small steps.
+    arguments = {"center": "initial", "learning_rate": 0.02, "penalty": 1e-3} if name == "VGG16" else {"penalty": 1e-4}
+    model.compile(
+        keras_rda.MRDA(**arguments),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=False,  # compiling these networks takes a minute each; test_contract.py compiles
+    )
+    history = model.fit(x, y, batch_size=32, epochs=2, verbose=0, callbacks=[keras_rda.SparsityLogger()]).history
+    assert history["loss"][-1] < history["loss"][0]
+    assert 0 < history["kernel_sparsity"][-1] < 1
+    print(name, history)
