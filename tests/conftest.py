@@ -10,7 +10,7 @@ import keras_rda
 BACKEND = keras.backend.backend()
 
 # Not the time of one example but its result: the first of a shape compiles. Derandomised, so that CI is repeatable.
-settings.register_profile("tests", deadline=None, derandomize=True)
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tests")
 
 # Every optimizer with arguments under which a tiny problem ends with zeros (where the method can have zeros).

@@ -44,14 +44,10 @@ def test_quickstart(tmp_path):
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the quickstart runs on TensorFlow whatever the tests run on")
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--epochs", "0"], "--epochs must be at least 1"), (["--dataset", "mnits"], "invalid choice: 'mnits'")],
-)
-def test_quickstart_refuses(arguments, message):
-    result = run("quickstart.py", *arguments, check=False)
+def test_quickstart_refuses():
+    result = run("quickstart.py", "--epochs", 0, check=False)
     assert result.returncode == 2
-    assert message in result.stderr
+    assert "--epochs must be at least 1; received 0" in result.stderr
 
 
 def test_step_time(monkeypatch):

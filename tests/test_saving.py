@@ -54,6 +54,26 @@ def test_exclusions_survive_loading(tmp_path, digits):
     assert sum(optimizer._penalized) == 1
 
 
+def test_saved_exclusions_take_more_and_fit_other_models():
+    kernels = variables(np.ones((2, 2)), np.ones((3, 3)), np.ones((4, 4)))
+    for name, kernel in zip("abc", kernels, strict=True):
+        kernel._path = f"model/{name}/kernel"
+    optimizer = keras_rda.MRDA()
+    optimizer.exclude_from_penalty(var_list=[kernels[0]])
+    unbuilt = optimizer.get_config()
+    optimizer.build(kernels)
+    for config in (unbuilt, optimizer.get_config()):
+        again = keras_rda.MRDA.from_config(config)
+        again.exclude_from_penalty(var_list=[kernels[1]])
+        again.build(kernels)
+        assert again._penalized == [False, False, True]
+        fewer = keras_rda.MRDA.from_config(config)
+        fewer.build(kernels[:2])
+        assert fewer._penalized == [False, True]
+        with pytest.raises(ValueError, match=r"given \['model/a/kernel'\], which match none"):
+            keras_rda.MRDA.from_config(config).build(kernels[1:])
+
+
 def test_exclusions_from_weight_decay_survive_loading(tmp_path, digits):
     """Keras does not save them, and resumed training would differ."""
     optimizer = keras_rda.MRDA(0.1, 0.01, weight_decay=0.1)

@@ -14,6 +14,8 @@ from conftest import compiled_steps
 
 import keras_rda
 
+pytestmark = pytest.mark.xdist_group("theory")  # the tests share trajectories: one worker for all of them
+
 STRENGTH, GAMMA, STEPS, SEEDS = 0.01, 0.07, 6400, 3
 METHODS = {"RDA": keras_rda.RDA, "MRDA": keras_rda.MRDA, "ProxSGD": keras_rda.ProxSGD}
 

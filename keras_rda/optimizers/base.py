@@ -69,7 +69,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         self._excluded_ids = ()
         self._excluded_paths = ()
         self._excluded_names = ()
-        self._saved_positions = {}
+        self._saved_exclusions = {}
         self._unbuilt_size = len(self.variables)
 
     @property
@@ -120,15 +120,16 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         self._excluded_names += tuple(var_names or ())
 
     def _excluded(self, variables, paths):
-        """The positions of the variables that `exclude_from_penalty` named."""
-        if "penalty" in self._saved_positions:  # names of variables may change when a model is loaded, positions do not
-            return set(self._saved_positions["penalty"])
+        """The positions of the variables that `exclude_from_penalty` named, here or before the optimizer was saved."""
         matches = {name: {i for i, path in enumerate(paths) if name in path} for name in self._excluded_names}
-        for k, path in enumerate(self._excluded_paths):
-            if self._excluded_ids:
-                matches[path] = {i for i, variable in enumerate(variables) if id(variable) == self._excluded_ids[k]}
-            else:  # from a saved configuration: a loaded model may name its variables with or without its own name
-                matches[path] = {i for i, other in enumerate(paths) if f"/{path}".endswith(f"/{other}")}
+        for key, path in zip(self._excluded_ids, self._excluded_paths, strict=True):
+            matches[path] = {i for i, variable in enumerate(variables) if id(variable) == key}
+        if self._saved_exclusions.get("variables") == len(variables):
+            # Names of variables may change when a model is loaded, positions do not.
+            matches["as saved"] = set(self._saved_exclusions["penalty"])
+            return set().union(*matches.values())
+        for path in self._saved_exclusions.get("paths", ()):
+            matches[path] = {i for i, other in enumerate(paths) if f"/{path}".endswith(f"/{other}")}
         if unmatched := sorted(name for name, positions in matches.items() if not positions):
             raise ValueError(
                 f"exclude_from_penalty() was given {unmatched}, which match none of the trainable variables {paths}."
@@ -154,11 +155,9 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 f"Variables: {paths}.",
                 stacklevel=2,
             )
-        undecayed = self._saved_positions.get("weight_decay")  # Keras does not save exclude_from_weight_decay
-        self._decayed = [
-            self._use_weight_decay(variable) if undecayed is None else i not in undecayed
-            for i, variable in enumerate(variables)
-        ]
+        saved = self._saved_exclusions if self._saved_exclusions.get("variables") == len(variables) else {}
+        undecayed = saved.get("weight_decay", ())  # Keras does not save exclude_from_weight_decay
+        self._decayed = [self._use_weight_decay(v) and i not in undecayed for i, v in enumerate(variables)]
         # One vector for all variables instead of a scalar each: a network has hundreds of variables, and updating a
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
@@ -333,23 +332,27 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         config = super().get_config()
         if self.penalty is not None:
             config["penalty"] = keras.saving.serialize_keras_object(self.penalty)
-        config["excluded_from_penalty"] = {"paths": list(self._excluded_paths), "names": list(self._excluded_names)}
+        config["exclusions"] = {
+            "paths": [*self._saved_exclusions.get("paths", ()), *self._excluded_paths],
+            "names": list(self._excluded_names),
+        }
         if self.built:
-            undecayed = [i for i, decayed in enumerate(self._decayed) if not decayed]
-            config["excluded_positions"] = {"penalty": self._excluded_positions, "weight_decay": undecayed}
+            config["exclusions"] |= {
+                "variables": len(self._slots),
+                "penalty": list(self._excluded_positions),
+                "weight_decay": [i for i, decayed in enumerate(self._decayed) if not decayed],
+            }
         return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        excluded = config.pop("excluded_from_penalty", {"paths": (), "names": ()})
-        positions = config.pop("excluded_positions", {})
+        exclusions = config.pop("exclusions", {})
         if "penalty" in config:
             config["penalty"] = keras.saving.deserialize_keras_object(config["penalty"], custom_objects=custom_objects)
         optimizer = super().from_config(config, custom_objects=custom_objects)
-        optimizer._excluded_paths = tuple(excluded["paths"])
-        optimizer._excluded_names = tuple(excluded["names"])
-        optimizer._saved_positions = dict(positions)
+        optimizer._excluded_names = tuple(exclusions.get("names", ()))
+        optimizer._saved_exclusions = dict(exclusions)
         return optimizer
 
 
