@@ -3,6 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from conftest import BACKEND
 
 from keras_rda import datasets
 
@@ -32,6 +33,7 @@ def test_digits_are_digits():
     assert np.mean(y_train[distances.argmin(1)] == y_test) > 0.97
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="reads with TensorFlow whatever the backend: once is enough")
 @pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared tensorflow-datasets at {PREPARED}")
 @pytest.mark.parametrize(("name", "shape", "mean"), [("mnist", (28, 28, 1), 0.1307), ("cifar10", (32, 32, 3), 0.4734)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorflow-datasets and what it imports
