@@ -266,16 +266,16 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             average = ops.convert_to_tensor(kernel)
             kernel.assign(ops.where(keep, average, ops.zeros_like(average)))
 
-    def _layout(self):
+    def _layout(self, built):
         """A checksum of what the state is made of, without the names of layers, which may change on loading."""
-        slots = [",".join(slots) for slots in self._slots] if self.built else []
+        slots = [",".join(slots) for slots in self._slots] if built else []
         own = [variable.name for variable in self.variables[: self._unbuilt_size]]
         return zlib.crc32(";".join([type(self).__name__, *own, *slots]).encode())
 
     def save_own_variables(self, store):
         """Save the state, with a checksum of its layout."""
         super().save_own_variables(store)
-        store["layout"] = np.array(self._layout(), "int64")
+        store["layout"] = np.array(self._layout(self.built), "int64")
 
     def set_weights(self, weights):
         """Set all variables of a built optimizer from arrays in the order of `variables`."""
@@ -307,15 +307,15 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             variable.assign(value)
 
     def _starts_afresh(self, store):
-        own = [variable.name for variable in self.variables[: self._unbuilt_size]]
-        unbuilt = zlib.crc32(";".join([type(self).__name__, *own]).encode())
         keys = store.keys()
-        return len(keys) == self._unbuilt_size + 1 and "layout" in keys and int(np.array(store["layout"])) == unbuilt
+        if len(keys) != self._unbuilt_size + 1 or "layout" not in keys:
+            return False
+        return int(np.array(store["layout"])) == self._layout(built=False)
 
     def _check_layout(self, store):
         keys = store.keys()
         if len(keys) == len(self.variables) + 1 and "layout" in keys:
-            if int(np.array(store["layout"])) == self._layout():
+            if int(np.array(store["layout"])) == self._layout(self.built):
                 return
             received = "state of other variables"
         else:
