@@ -2,6 +2,7 @@
 
 from keras_rda import datasets, litert, models, optimizers
 from keras_rda.callbacks import SparsityLogger
+from keras_rda.compression import CompressionReport, compress
 from keras_rda.constraints import freeze_zeros
 from keras_rda.litert import ExportError, ExportReport, export
 from keras_rda.metrics import sparsity, summary
@@ -15,12 +16,14 @@ __all__ = [
     "MRDA",
     "RDA",
     "SDA",
+    "CompressionReport",
     "ExportError",
     "ExportReport",
     "Penalty",
     "ProxSGD",
     "SparsityLogger",
     "SqrtProxSGD",
+    "compress",
     "datasets",
     "export",
     "freeze_zeros",

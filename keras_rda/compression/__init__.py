@@ -1,0 +1,6 @@
+"""Removal of channels that are dead or that nobody reads: an ordinary Keras model with the same outputs."""
+
+from keras_rda.compression.compress import compress
+from keras_rda.compression.report import CompressionReport
+
+__all__ = ["CompressionReport", "compress"]

@@ -1,0 +1,172 @@
+"""Which channels of a model have to stay: constants forwards, needs backwards, ties between both.
+
+Every tensor with a channel axis has one *id* a channel. Ids that must live or die together are tied (the two inputs of
+an addition); what is tied is one *class*. The forward pass (`rules`) gives every layer's outputs their ids, notes which
+channels are a known constant at every position, and registers the layers that mix channels as `Reader`s. Then a class
+is **needed** if it is fixed (an output of the model, the input of a layer whose channels cannot be cut) or if a Reader
+has a non-zero weight from it to a needed output and its value is not a constant that the Reader's bias can take over.
+
+The least set that satisfies this is found by one worklist in which every weight is looked at once, so the cost grows
+with the number of parameters; it is the fixed point of removing one dead or unread channel after the other.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Channels:
+    """The channels of one tensor.
+
+    Attributes:
+        axis: The channel axis, counted from the batch (0).
+        ids: Int array (channels,).
+        constant: Float array (channels,): the value of the channel where it is the same at every position and for every
+            input, NaN elsewhere.
+    """
+
+    axis: int
+    ids: np.ndarray
+    constant: np.ndarray
+
+    def __len__(self):
+        return len(self.ids)
+
+    def unknown(self):
+        """The same channels, no value known."""
+        return Channels(self.axis, self.ids, np.full(len(self.ids), np.nan))
+
+
+@dataclasses.dataclass
+class Reader:
+    """A layer, or one group of it, that mixes channels by its weights.
+
+    Attributes:
+        name: Of the layer.
+        inputs, outputs: Ids (in,), (out,).
+        weights: Bool (in, out): whether any weight from one to the other is not zero.
+        absorbed: Bool (in,): whether the channel's value is a constant that the bias takes over exactly.
+    """
+
+    name: str
+    inputs: np.ndarray
+    outputs: np.ndarray
+    weights: np.ndarray
+    absorbed: np.ndarray
+
+
+class Analysis:
+    """Ids, ties, readers and fixed channels of one model; `solve` then says which classes are needed and kept."""
+
+    def __init__(self):
+        self.channels = {}  # Tensor → Channels
+        self.uses = {}  # id of a layer that is cut → its `rules.Use`
+        self.opaque = set()  # tensors of which nothing is cut, along any axis
+        self.notes = []
+        self.readers = []
+        self._count = 0
+        self._ties = []
+        self._fixed = []
+
+    def fresh(self, number):
+        """`number` new ids."""
+        self._count += number
+        return np.arange(self._count - number, self._count)
+
+    def tie(self, first, second):
+        """Channels `first[i]` and `second[i]` stay or go together."""
+        self._ties.append((first, second))
+
+    def broadcast(self, source, target, name):
+        """The one channel of `source` is read wherever one of `target` is needed, by the layer `name`."""
+        self.readers.append(Reader(name, source, target, np.ones((1, len(target)), bool), np.zeros(1, bool)))
+
+    def fix(self, ids, reason):
+        """These channels stay."""
+        self._fixed.append((ids, reason))
+
+    def solve(self, equal_groups=()):
+        """Find the needed and the kept classes.
+
+        A kept class that is not needed is a placeholder: nobody reads it, but a tensor cannot have zero channels and a
+        grouped convolution has groups of equal size.
+
+        Args:
+            equal_groups: Pairs (inputs, outputs) of id arrays (groups, channels of a group) of grouped convolutions.
+        """
+        self.root = _components(self._count, self._ties)
+        self.needed = np.zeros(self._count, bool)
+        self.reason = {}
+        for ids, reason in self._fixed:
+            self._need(ids, reason)
+        done = [np.zeros(len(reader.outputs), bool) for reader in self.readers]
+        changed = True
+        while changed:
+            changed = False
+            # Against the direction of the data: most models are done in two rounds.
+            for reader, seen in zip(reversed(self.readers), reversed(done), strict=True):
+                new = self.needed[self.root[reader.outputs]] & ~seen
+                if new.any():
+                    seen |= new
+                    read = reader.weights[:, new].any(axis=1) & ~reader.absorbed
+                    changed |= self._need(reader.inputs[read], f"read by '{reader.name}'")
+        self.kept = self.needed.copy()
+        while self._keep_some() or self._equalise(equal_groups):
+            pass
+
+    def is_needed(self, ids):
+        return self.needed[self.root[ids]]
+
+    def is_kept(self, ids):
+        return self.kept[self.root[ids]]
+
+    def reasons(self, ids):
+        """Why these channels stay, each reason once."""
+        found = (self.reason.get(root, "a tensor needs a channel") for root in dict.fromkeys(self.root[ids].tolist()))
+        return list(dict.fromkeys(found))
+
+    def _need(self, ids, reason):
+        roots = np.unique(self.root[ids])
+        new = roots[~self.needed[roots]]
+        self.needed[new] = True
+        self.reason.update(dict.fromkeys(new.tolist(), reason))
+        return len(new) > 0
+
+    def _keep_some(self):
+        """Keep one channel of every tensor (and one attention head) that would have none."""
+        changed = False
+        for channels in (*self.channels.values(), *(use.inputs for use in self.uses.values())):
+            if len(channels) and not self.is_kept(channels.ids).any():
+                self.kept[self.root[channels.ids[0]]] = changed = True
+        return changed
+
+    def _equalise(self, equal_groups):
+        """Keep channels until every group of a grouped convolution that stays has as many as the others."""
+        changed = False
+        for sides in equal_groups:
+            stays = np.any([self.is_kept(ids).any(axis=1) for ids in sides], axis=0)
+            for ids in sides:
+                kept = self.is_kept(ids)
+                most = max(1, kept.sum(axis=1).max())
+                for group in np.flatnonzero(stays & (kept.sum(axis=1) < most)):
+                    missing = most - kept[group].sum()
+                    self.kept[self.root[ids[group][~kept[group]][:missing]]] = changed = True
+        return changed
+
+
+def _components(count, ties):
+    """Label 0 … count − 1 by connected component: the smallest member (union by path halving)."""
+    parent = list(range(count))
+
+    def find(item):
+        while parent[item] != item:
+            parent[item] = parent[parent[item]]
+            item = parent[item]
+        return item
+
+    for first, second in ties:
+        for a, b in zip(first.tolist(), second.tolist(), strict=True):
+            a, b = find(a), find(b)
+            parent[max(a, b)] = min(a, b)
+    return np.array([find(item) for item in range(count)], int)

@@ -1,0 +1,162 @@
+"""What `compress` did, layer by layer."""
+
+import collections
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from keras_rda.compression import rules
+
+layers = keras.layers
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCompression:
+    """One layer before → after.
+
+    Attributes:
+        name, kind: The layer's name and class.
+        channels: (before, after) number of its outputs; None for layers without weights of their own.
+        parameters: (before, after) number of weights.
+        multiply_adds: (before, after) multiplications of a weight for one sample; None where the shape is unknown.
+        bytes: (before, after) size of the weights, dense.
+        zeros_kept: Number of output channels with only zero weights that stayed.
+        reasons: Why those stayed.
+    """
+
+    name: str
+    kind: str
+    channels: tuple[int, int] | None
+    parameters: tuple[int, int]
+    multiply_adds: tuple[int | None, int | None]
+    bytes: tuple[int, int]
+    zeros_kept: int
+    reasons: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressionReport:
+    """Every layer with weights (`rows`) and what a reader should know (`notes`); `print` shows a table."""
+
+    rows: tuple[LayerCompression, ...]
+    notes: tuple[str, ...]
+
+    def total(self, name):
+        """(before, after) of `"parameters"`, `"multiply_adds"` or `"bytes"`; unknown multiply-adds count as 0."""
+        pairs = [getattr(row, name) for row in self.rows]
+        return tuple(sum(pair[side] or 0 for pair in pairs) for side in (0, 1))
+
+    def to_dict(self):
+        """The report as plain dicts, lists, strings and numbers."""
+        totals = {name: list(self.total(name)) for name in ("parameters", "multiply_adds", "bytes")}
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        return {"layers": rows, "total": totals, "notes": list(self.notes)}
+
+    def __str__(self):
+        table = Table("layer", "kind")
+        for name in ("channels", "parameters", "multiply-adds", "bytes"):
+            table.add_column(name, justify="right")
+        table.add_column("zero channels that stay")
+        for row in self.rows:
+            why = f"{row.zeros_kept}: {'; '.join(row.reasons)}" if row.zeros_kept else ""
+            pairs = (row.channels, row.parameters, row.multiply_adds, row.bytes)
+            table.add_row(row.name, row.kind, *map(_change, pairs), why)
+        table.add_section()
+        table.add_row("all", "", "", *(_change(self.total(name)) for name in ("parameters", "multiply_adds", "bytes")))
+        console = Console(width=150)
+        with console.capture() as capture:
+            console.print(table)
+            for note in self.notes:
+                console.print(note, markup=False)
+        return capture.get()
+
+
+def _change(pair):
+    if pair is None:
+        return ""
+    before, after = ("?" if value is None else f"{value:,}" for value in pair)
+    return before if before == after else f"{before} → {after}"
+
+
+def make_report(graph, analysis, made):
+    """Compare every layer with weights with its successor (`made`: {id of a layer: new layer})."""
+    rows, seen = [], set()
+    calls = collections.defaultdict(list)
+    for call in graph.calls:
+        calls[id(call.layer)].append(call)
+    for call in graph.calls:
+        key, layer = id(call.layer), call.layer
+        if key in seen or not isinstance(layer, layers.Layer) or not layer.weights:
+            continue
+        seen.add(key)
+        use = analysis.uses.get(key)
+        pair = [item for item in (layer, made.get(key)) if item]  # a folded layer has no successor
+        dead = _dead_and_kept(use, analysis)
+        rows.append(
+            LayerCompression(
+                name=call.name,
+                kind=type(layer).__name__,
+                channels=_channels(use, analysis),
+                parameters=_pair(sum(math.prod(weight.shape) for weight in item.weights) for item in pair),
+                multiply_adds=_pair(_multiply_adds(item, calls[key]) for item in pair),
+                bytes=_pair(sum(_bytes(weight) for weight in item.weights) for item in pair),
+                zeros_kept=len(dead),
+                reasons=tuple(analysis.reasons(dead)),
+            )
+        )
+    return CompressionReport(tuple(rows), tuple(analysis.notes))
+
+
+def _pair(values):
+    before, *after = values
+    return before, after[0] if after else 0
+
+
+def _channels(use, analysis):
+    if not isinstance(getattr(use, "rule", None), rules.Rule):
+        return None
+    return len(use.outputs), int(analysis.is_kept(use.outputs.ids).sum())
+
+
+def _dead_and_kept(use, analysis):
+    """Ids of outputs whose weights are all zero and that stayed."""
+    if use is None or not isinstance(use.rule, rules.Linear | rules.Depthwise):
+        return np.array([], int)
+    ids = use.outputs.ids[~use.rule.alive(use)]
+    return ids[analysis.is_kept(ids)]
+
+
+def _bytes(weight):
+    return keras.ops.convert_to_numpy(weight).nbytes
+
+
+def _multiply_adds(layer, calls):
+    """Weights times the positions at which each is used, over all calls of the layer."""
+    if type(layer) not in _POSITIONS:
+        return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
+    total = 0
+    for call in calls:
+        tensor = call.inputs[0] if _POSITIONS[type(layer)] == "inputs" else call.outputs[0]
+        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else len(tensor.shape) - 1
+        positions = [size for i, size in enumerate(tensor.shape) if i not in (0, axis)]
+        if None in positions:
+            return None
+        total += math.prod(positions) * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
+    return total
+
+
+def _layers(*names):
+    return [getattr(layers, name) for name in names]
+
+
+# Where the positions of a kernel are counted; the layers that are not here multiply nothing or are not counted.
+_POSITIONS = {
+    layers.Dense: "outputs",
+    **dict.fromkeys(_layers("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"), "outputs"),
+    **dict.fromkeys(_layers("SeparableConv1D", "SeparableConv2D"), "outputs"),
+    **dict.fromkeys(_layers("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), "inputs"),
+}

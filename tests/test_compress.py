@@ -1,0 +1,605 @@
+"""`compress`: the same outputs with fewer channels, on every kind of graph."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import keras_rda
+
+layers = keras.layers
+
+
+def outputs(model, seed=1, batch=3):
+    random = np.random.default_rng(seed)
+    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+    def draw(tensor):
+        shape = [batch, *(9 if size is None else size for size in tensor.shape[1:])]
+        if "int" in tensor.dtype:
+            return random.integers(0, 5, shape).astype(tensor.dtype)
+        return random.normal(size=shape).astype(tensor.dtype)
+
+    result = model(keras.tree.map_structure(draw, structure), training=False)
+    return [keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(result)]
+
+
+def assert_same_outputs(model, smaller, tolerance=1e-5):
+    for ours, theirs in zip(outputs(model), outputs(smaller), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(theirs, ours, rtol=0, atol=tolerance * max(np.abs(ours).max(), 1e-30))
+
+
+def randomise(model, random, zero_bias=0.5):
+    """Weights as after training: also biases, normalisation weights and statistics."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, layers.BatchNormalization):
+            layer.set_weights(
+                [
+                    random.uniform(0.5, 2, size=array.shape) * random.choice([1, 1, -1], size=array.shape)
+                    if i + 1 < len(layer.weights)
+                    else random.uniform(0.5, 2, size=array.shape)
+                    for i, array in enumerate(layer.get_weights())
+                ]
+            )
+        elif getattr(layer, "bias", None) is not None:
+            zero = random.random(layer.bias.shape) < zero_bias
+            layer.bias.assign(np.where(zero, 0, random.normal(size=layer.bias.shape)))
+    return model
+
+
+def kill(layer, channels, name="kernel"):
+    """Zero the weights of these output channels."""
+    variable = getattr(layer, name)
+    kernel = keras.ops.convert_to_numpy(variable).copy()
+    axis = -1
+    if "Transpose" in type(layer).__name__ or (type(layer).__name__.startswith("Depthwise")):
+        axis = -2
+    np.moveaxis(kernel, axis, 0)[np.asarray(channels)] = 0
+    variable.assign(kernel)
+
+
+def kill_share(model, share=0.5, seed=0):
+    random = np.random.default_rng(seed)
+    for layer in model._flatten_layers():
+        for name in ("kernel", "pointwise_kernel", "embeddings"):
+            kernel = getattr(layer, name, None)
+            if kernel is not None and len(kernel.shape) > 1:
+                axis = -2 if "Transpose" in type(layer).__name__ or type(layer).__name__.startswith("Depth") else -1
+                kill(layer, random.random(kernel.shape[axis]) < share, name)
+    return model
+
+
+# --- random graphs ---------------------------------------------------------------------------------------------------
+
+ACTIVATIONS = ["linear", "relu", "relu6", "tanh", "sigmoid", "softmax", "hard_silu", "elu"]
+
+
+class Builder:
+    """Draws a graph over images: a pool of tensors, and one random layer after the other that reads from it."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.shared = {}
+
+    def pick(self, options):
+        return self.draw(st.sampled_from(options))
+
+    def convolution(self, x):
+        filters, groups = self.pick([2, 4, 6]), 1
+        if x.shape[-1] % 2 == 0:
+            groups = self.pick([1, 1, 2, x.shape[-1]])
+        return layers.Conv2D(
+            filters * groups if groups > 1 else filters,
+            self.pick([1, 1, 3]),
+            strides=self.pick([1, 1, 2]),
+            padding=self.pick(["same", "valid"]) if min(x.shape[1:3]) >= 3 else "same",
+            groups=groups,
+            use_bias=self.pick([True, False]),
+            activation=self.pick(ACTIVATIONS),
+        )(x)
+
+    def shared_convolution(self, x):
+        if x.shape[-1] not in self.shared:
+            self.shared[x.shape[-1]] = layers.Conv2D(x.shape[-1], self.pick([1, 3]), padding="same")
+        return self.shared[x.shape[-1]](x)
+
+    def step(self, pool):
+        x = self.pick(pool)
+        same = [y for y in pool if y.shape == x.shape]
+        other = self.pick(same)
+        height_width = [y for y in pool if y.shape[1:3] == x.shape[1:3]]
+        squeeze = self.pick(["relu", "tanh"])
+        small = min(x.shape[1:3]) < 3
+        kinds = {
+            "conv": self.convolution,
+            "conv again": self.convolution,
+            "shared": self.shared_convolution,
+            "depthwise": lambda x: layers.DepthwiseConv2D(
+                3, padding="same", depth_multiplier=self.pick([1, 2]), activation=self.pick(ACTIVATIONS)
+            )(x),
+            "separable": lambda x: layers.SeparableConv2D(4, self.pick([1, 3]), padding="same")(x),
+            "transpose": lambda x: layers.Conv2DTranspose(4, self.pick([1, 2]), padding="same")(x),
+            "dense": lambda x: layers.Dense(self.pick([3, 4]), activation=self.pick(ACTIVATIONS))(x),
+            "bn": lambda x: layers.BatchNormalization(scale=self.pick([True, False]))(x),
+            "prelu": lambda x: layers.PReLU(
+                shared_axes=self.pick([[1, 2], None, [1, 2, 3]]), alpha_initializer="uniform"
+            )(x),
+            "relu": lambda x: layers.ReLU(max_value=self.pick([None, 6.0]))(x),
+            "scalar": lambda x: x * 0.5 + self.pick([0.0, 1.0]),
+            "leaky": lambda x: keras.ops.leaky_relu(x),
+            "dropout": lambda x: layers.Dropout(0.5)(x),
+            "pool": lambda x: layers.MaxPooling2D(2, strides=1, padding="same")(x),
+            "average pool": lambda x: layers.AveragePooling2D(2, strides=1, padding="same")(x),
+            "pad": lambda x: layers.ZeroPadding2D(1)(x) if small else layers.Cropping2D(1)(x),
+            "upsample": lambda x: x if x.shape[1] > 8 else layers.UpSampling2D(2)(x),
+            "add": lambda x: layers.Add()([x, other]),
+            "operator": lambda x: x - other if self.pick([True, False]) else keras.ops.maximum(x, other),
+            "multiply": lambda x: layers.Multiply()([x, other]),
+            "maximum": lambda x: layers.Maximum()([x, other]),
+            "concatenate": lambda x: layers.Concatenate()([x, self.pick(height_width)]),
+            "concatenate rows": lambda x: layers.Concatenate(axis=1)([x, other]),
+            "squeeze and excite": lambda x: layers.Multiply()(
+                [
+                    x,
+                    layers.Conv2D(x.shape[-1], 1, activation="sigmoid")(
+                        layers.Conv2D(3, 1, activation=squeeze)(layers.GlobalAveragePooling2D(keepdims=True)(x))
+                    ),
+                ]
+            ),
+            "spatial attention": lambda x: x * layers.Conv2D(1, 1, activation="sigmoid")(x),
+            "layer normalization": lambda x: layers.LayerNormalization()(x),
+            "reshape": lambda x: layers.Reshape((-1, x.shape[2], x.shape[3]))(
+                layers.Reshape((x.shape[1] * x.shape[2], x.shape[3]))(x)
+            ),
+            "permute": lambda x: layers.Permute((2, 1, 3))(x),
+            "nested": lambda x: keras.Sequential(
+                [layers.Conv2D(4, 1, activation="relu"), layers.Conv2D(3, 3, padding="same")]
+            )(x),
+        }
+        return kinds[self.pick(sorted(kinds))](x)
+
+    def head(self, x):
+        kinds = {
+            "pool": lambda: layers.Dense(3)(layers.GlobalAveragePooling2D()(x)),
+            "flatten": lambda: layers.Dense(3)(layers.Flatten()(x)),
+            "flatten twice": lambda: layers.Dense(3)(layers.Dense(4, activation="relu")(layers.Flatten()(x))),
+            "reshape": lambda: layers.Dense(2)(layers.Reshape((-1,))(x)),
+            "mean": lambda: layers.Dense(2)(keras.ops.mean(x, axis=(1, 2))),
+            "map": lambda: layers.Conv2D(2, 1)(x),
+            "as it is": lambda: layers.Activation("linear")(x),
+        }
+        return kinds[self.pick(sorted(kinds))]()
+
+
+def random_model(draw):
+    keras.utils.set_random_seed(0)
+    build = Builder(draw)
+    inputs = keras.Input((5, 5, draw(st.sampled_from([1, 4]))))
+    pool = [inputs, layers.Conv2D(4, 3, padding="same")(inputs)]
+    for _ in range(draw(st.integers(1, 8))):
+        pool.append(build.step(pool))
+    model = keras.Model(inputs, [build.head(pool[-1]) for _ in range(draw(st.integers(1, 2)))])
+    randomise(model, np.random.default_rng(draw(st.integers(0, 1000))), draw(st.sampled_from([0.0, 0.5, 1.0])))
+    return kill_share(model, draw(st.sampled_from([0.3, 0.6, 1.0])), seed=draw(st.integers(0, 1000)))
+
+
+@given(data=st.data(), fold=st.booleans())
+def test_random_graphs_keep_their_outputs(data, fold):
+    model = random_model(data.draw)
+    weights = model.get_weights()
+    smaller, report = keras_rda.compress(model, fold_batch_norm=fold, report=True)
+    assert_same_outputs(model, smaller, 1e-4)  # random networks without training amplify rounding
+    added_biases = sum(row.channels[1] for row in report.rows if row.channels is not None)
+    assert smaller.count_params() <= model.count_params() + added_biases
+    again = keras_rda.compress(smaller, fold_batch_norm=fold)
+    assert again.count_params() == smaller.count_params()  # a fixed point
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+# --- one promise after the other -------------------------------------------------------------------------------------
+
+
+def chain(*stack, shape=(6, 6, 3)):
+    model = keras.Sequential([layers.Input(shape), *stack])
+    return randomise(model, np.random.default_rng(0), zero_bias=0.0)
+
+
+def channels(model, report=True):
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    return {row.name: row.channels for row in report.rows}, smaller, report
+
+
+def test_dead_filters_go_and_their_constant_moves_to_the_reader():
+    model = chain(
+        layers.Conv2D(8, 3, use_bias=False, name="a"),
+        layers.BatchNormalization(name="bn"),
+        layers.ReLU(),
+        layers.Conv2D(4, 3, use_bias=False, name="b"),
+    )
+    kill(model.get_layer("a"), [0, 3, 5])
+    cut, smaller, _ = channels(model)
+    assert cut == {"a": (8, 5), "bn": (8, 5), "b": (4, 4)}
+    assert smaller.get_layer("b").use_bias  # beta of the dead filters, through ReLU, is in it now
+    assert [layer.name for layer in smaller.layers[1:]] == [layer.name for layer in model.layers]
+
+
+def test_zero_padding_keeps_constants_that_are_not_zero():
+    model = chain(
+        layers.Conv2D(8, 3, padding="same", name="a"), layers.ReLU(), layers.Conv2D(4, 3, padding="same", name="b")
+    )
+    bias = np.array([1, -1, 0, 1, 1, 1, 1, 1], "float32")  # through ReLU: 1, 0, 0, …
+    model.get_layer("a").bias.assign(bias)
+    kill(model.get_layer("a"), [0, 1, 2])
+    cut, _, report = channels(model)
+    assert cut == {"a": (8, 6), "b": (4, 4)}  # the first sees the border: 1 inside, 0 outside
+    (row, _) = report.rows
+    assert (row.zeros_kept, row.reasons) == (1, ("read by 'b'",))
+    assert "1: read by 'b'" in str(report)
+
+
+def test_unread_channels_go_whatever_they_compute():
+    model = chain(layers.Dense(8, activation="relu", name="a"), layers.Dense(6, name="b"), layers.Dense(2), shape=(5,))
+    kernel = keras.ops.convert_to_numpy(model.get_layer("b").kernel).copy()
+    kernel[[1, 4]] = 0
+    model.get_layer("b").kernel.assign(kernel)
+    assert channels(model)[0] == {"a": (8, 6), "b": (6, 6), "dense": (2, 2)}
+
+
+def test_removal_reaches_a_fixed_point():
+    """The last layer reads nothing of b; so nothing of b, of a and of the input is read."""
+    model = chain(layers.Dense(8, name="a"), layers.Dense(8, name="b"), layers.Dense(2, name="c"), shape=(5,))
+    model.get_layer("c").kernel.assign(np.zeros((8, 2)))
+    cut, smaller, _ = channels(model)
+    assert cut == {"a": (8, 1), "b": (8, 1), "c": (2, 2)}
+    assert smaller.input_shape == model.input_shape
+    assert smaller.output_shape == model.output_shape
+
+
+def test_additions_tie_and_report_why():
+    inputs = keras.Input((6, 6, 3))
+    a = layers.Conv2D(8, 3, name="a", use_bias=False)(inputs)
+    b = layers.Conv2D(8, 3, name="b", use_bias=False)(inputs)
+    x = layers.Add()([a, b])
+    model = keras.Model(inputs, layers.Conv2D(2, 3, name="c")(x))
+    kill(model.get_layer("a"), [0, 1, 2, 3])
+    kill(model.get_layer("b"), [2, 3, 4])
+    cut, _, report = channels(model)
+    assert cut == {"a": (8, 6), "b": (8, 6), "c": (2, 2)}
+    assert [(row.zeros_kept, row.reasons) for row in report.rows] == [
+        (2, ("read by 'c'",)),
+        (1, ("read by 'c'",)),
+        (0, ()),
+    ]
+
+
+def test_depthwise_grouped_flatten_and_concatenation():
+    inputs = keras.Input((6, 6, 3))
+    a = layers.Conv2D(6, 3, name="a", use_bias=False)(inputs)
+    depthwise = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise", use_bias=False)(a)
+    grouped = layers.Conv2D(6, 3, groups=3, name="grouped", use_bias=False)(a)
+    joined = layers.Concatenate()([depthwise, grouped])
+    model = keras.Model(inputs, layers.Dense(2, name="dense")(layers.Flatten()(joined)))
+    kill(model.get_layer("a"), [2, 3])  # the second group, and two channels of the depthwise convolution
+    cut, smaller, _ = channels(model)
+    assert cut == {"a": (6, 4), "depthwise": (12, 8), "grouped": (6, 4), "dense": (2, 2)}
+    assert smaller.get_layer("grouped").groups == 2
+    assert smaller.get_layer("dense").kernel.shape[0] == 2 * 2 * 12
+
+
+def test_groups_stay_equal():
+    inputs = keras.Input((6, 6, 3))
+    a = layers.Conv2D(6, 1, name="a", use_bias=False)(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Conv2D(4, 3, groups=2, name="grouped", use_bias=False)(a)))
+    kill(model.get_layer("a"), [0, 1])  # group 0 keeps one input, group 1 three
+    kill(model.get_layer("grouped"), [3])
+    cut, _, _ = channels(model)
+    assert cut["a"] == (6, 6)
+    assert cut["grouped"] == (4, 4)
+    kill(model.get_layer("a"), [3])
+    kill(model.get_layer("grouped"), [1])
+    cut, _, _ = channels(model)
+    assert cut["a"] == (6, 4)
+    assert cut["grouped"] == (4, 2)
+
+
+def test_squeeze_and_excite_and_swish_of_operators():
+    keras.utils.set_random_seed(1)
+    model = keras.applications.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=3)
+    before = model.count_params()
+    kill_share(model, 0.5)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() < 0.5 * before
+
+
+def test_shared_layers_are_cut_alike():
+    shared = layers.Conv2D(6, 3, padding="same", name="shared", use_bias=False)
+    inputs = [keras.Input((6, 6, 3), name="left"), keras.Input((6, 6, 3), name="right")]
+    left, right = (shared(tensor) for tensor in inputs)
+    kill_reader = layers.Dense(2, name="reads_all")
+    model = keras.Model(inputs, [kill_reader(left), layers.Dense(2, name="reads_some")(right)])
+    kill(shared, [0])
+    kernel = keras.ops.convert_to_numpy(model.get_layer("reads_some").kernel).copy()
+    kernel[1:4] = 0
+    model.get_layer("reads_some").kernel.assign(kernel)
+    assert channels(model)[0]["shared"] == (6, 5)
+
+
+def test_shared_reader_with_different_constants():
+    """A reader called twice folds a constant only if it is the same both times."""
+    inputs = [keras.Input((4,), name="left"), keras.Input((4,), name="right")]
+    a, b = layers.Dense(5, name="a"), layers.Dense(5, name="b")
+    reader = layers.Dense(2, name="reader")
+    model = keras.Model(inputs, [reader(a(inputs[0])), reader(b(inputs[1]))])
+    for layer, bias in ((a, [1, 2, 3, 4, 5]), (b, [1, 2, 9, 4, 5])):
+        kill(layer, [0, 1, 2])
+        layer.bias.assign(bias)
+    assert channels(model)[0] == {"a": (5, 3), "b": (5, 3), "reader": (2, 2)}
+
+
+def test_nested_models_with_several_inputs_and_outputs():
+    inner_input = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, name="conv")(inner_input)
+    inner = keras.Model(inner_input, [layers.ReLU()(x), layers.GlobalMaxPooling2D()(x)], name="backbone")
+    head = keras.Sequential([layers.Input((8,)), layers.Dense(4, name="conv"), layers.Dropout(0.5)], name="head")
+    image, number = keras.Input((6, 6, 3), name="image"), keras.Input((4,), name="number")
+    maps, pooled = inner(image, training=False)
+    outputs = {"sum": layers.Add()([head(pooled), number]), "maps": layers.Conv2D(2, 1, name="maps")(maps)}
+    model = keras.Model({"image": image, "number": number}, outputs)
+    kill(inner.get_layer("conv"), [1, 2])
+    cut, smaller, _ = channels(model)
+    assert cut == {"conv": (8, 6), "head_conv": (4, 4), "maps": (2, 2)}
+    assert sorted(smaller.input) == ["image", "number"]
+    assert sorted(smaller.output) == ["maps", "sum"]
+    assert smaller.name == model.name
+
+
+def test_nested_model_used_twice():
+    inner = keras.Sequential([layers.Input((4,)), layers.Dense(6, name="hidden"), layers.Dense(4)])
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, inner(inner(inputs)))
+    kill(inner.get_layer("hidden"), [0, 5])
+    assert channels(model)[0]["hidden"] == (6, 4)
+
+
+def transformer(heads=4):
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 8, name="embedding")(tokens)
+    attention = layers.MultiHeadAttention(heads, 3, name="attention")
+    x = layers.LayerNormalization()(x + attention(x, x))
+    hidden = layers.Dense(16, activation="gelu", name="hidden")(x)
+    x = layers.LayerNormalization()(x + layers.Dense(8, name="back")(hidden))
+    return keras.Model(tokens, layers.Dense(3)(layers.GlobalAveragePooling1D()(x)))
+
+
+def test_transformer_loses_hidden_units_and_heads():
+    model = randomise(transformer(), np.random.default_rng(0))
+    kill(model.get_layer("hidden"), range(0, 16, 2))
+    attention = model.get_layer("attention")
+    arrays = attention.get_weights()
+    arrays[6][[0, 2]] = 0  # the output kernel (heads, size, out): nobody reads these heads
+    attention.set_weights(arrays)
+    cut, smaller, _ = channels(model)
+    assert cut["hidden"] == (16, 8)
+    assert smaller.get_layer("attention").num_heads == 2
+
+
+def test_embedding_channels_and_masks():
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(7, 8, mask_zero=True, name="embedding")(tokens)
+    x = layers.Dense(6)(x)
+    model = keras.Model(tokens, layers.Dense(3)(layers.LSTM(4)(x)))
+    kill(model.get_layer("embedding"), [0, 7], "embeddings")
+    cut, smaller, _ = channels(model)
+    assert cut["embedding"] == (8, 6)
+    assert smaller.get_layer("embedding").mask_zero
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scale(layers.Layer):
+    """A layer that `compress` does not know."""
+
+    def build(self, shape):
+        self.factor = self.add_weight(shape=(shape[-1],), initializer="random_uniform")
+
+    def call(self, x):
+        return x * self.factor
+
+
+def test_unknown_layers_are_walls_with_a_note():
+    model = chain(layers.Dense(8, name="a"), layers.Dense(8, name="b"), Scale(name="wall"), layers.Dense(2), shape=(5,))
+    kill(model.get_layer("a"), [0, 1])
+    kill(model.get_layer("b"), [0, 1])
+    cut, smaller, report = channels(model)
+    assert cut == {"a": (8, 6), "b": (8, 8), "wall": None, "dense": (2, 2)}
+    assert report.notes == ("Scale 'wall': unknown, so no channel is cut on either side of it.",)
+    assert report.rows[1].reasons == ("unknown layer 'wall'",)
+    assert smaller.get_layer("wall") is not model.get_layer("wall")
+
+
+def test_layers_that_cannot_be_copied_are_shared_with_a_note():
+    class Opaque(layers.Layer):
+        def __init__(self, argument, **kwargs):
+            super().__init__(**kwargs)
+
+        def call(self, x):
+            return keras.ops.sort(x)
+
+    model = chain(
+        layers.Dense(8, name="a"), layers.Dense(8), Opaque(object()), layers.Lambda(lambda x: x[:, ::-1]), shape=(5,)
+    )
+    kill(model.get_layer("a"), [0, 1])
+    cut, _, report = channels(model)
+    assert cut["a"] == (8, 6)
+    assert sum("used by both models" in note for note in report.notes) == 2
+
+
+def test_adapted_preprocessing_keeps_its_state():
+    random = np.random.default_rng(0)
+    normalization = layers.Normalization()
+    normalization.adapt(random.normal(3, 2, (20, 5)))
+    assert_same_outputs(*(model := chain(normalization, layers.Dense(4), shape=(5,)), keras_rda.compress(model)))
+    lookup = layers.IntegerLookup()
+    lookup.adapt(np.array([1, 2, 3, 4]))
+    inputs = keras.Input((3,), dtype="int64")
+    model = keras.Model(inputs, layers.Dense(2)(layers.Embedding(6, 4)(lookup(inputs))))
+    assert_same_outputs(model, keras_rda.compress(model))
+
+
+def test_images_of_unknown_size_and_channels_first():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Conv2D(8, 3, name="a")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    kill(model.get_layer("a"), [0, 1])
+    assert channels(model)[0]["a"] == (8, 6)
+    if keras.backend.backend() == "tensorflow":
+        return  # its convolutions on the CPU are channels-last
+    x = layers.Conv2D(8, 3, data_format="channels_first", name="a")(keras_input := keras.Input((3, 9, 7)))
+    x = layers.BatchNormalization(axis=1)(x)
+    x = layers.MaxPooling2D(2, data_format="channels_first")(layers.ReLU()(x))
+    model = keras.Model(keras_input, layers.Dense(2)(layers.Flatten(data_format="channels_first")(x)))
+    randomise(model, np.random.default_rng(0))
+    kill(model.get_layer("a"), [0, 1])
+    assert channels(model)[0]["a"] == (8, 6)
+
+
+@pytest.mark.parametrize("name", ["conv", "dense", "depthwise", "separable", "transpose", "grouped"])
+def test_batch_normalization_is_folded_on_request(name):
+    convolutions = {
+        "conv": lambda: layers.Conv2D(8, 3, use_bias=False),
+        "dense": lambda: layers.Dense(8),
+        "depthwise": lambda: layers.DepthwiseConv2D(3, depth_multiplier=2),
+        "separable": lambda: layers.SeparableConv2D(8, 3, use_bias=False),
+        "transpose": lambda: layers.Conv2DTranspose(8, 3),
+        "grouped": lambda: layers.Conv2D(6, 3, groups=3),
+    }
+    model = chain(convolutions[name](), layers.BatchNormalization(), layers.ReLU(), layers.Dense(2))
+    kill(model.layers[0], [1], "pointwise_kernel" if name == "separable" else "kernel")
+    smaller = keras_rda.compress(model, fold_batch_norm=True)
+    assert not any(isinstance(layer, layers.BatchNormalization) for layer in smaller.layers)
+    assert_same_outputs(model, smaller)
+
+
+def test_batch_normalization_that_others_look_behind_is_not_folded():
+    inputs = keras.Input((5,))
+    x = layers.Dense(4)(inputs)
+    model = keras.Model(inputs, [x, layers.BatchNormalization()(x)])
+    smaller = keras_rda.compress(randomise(model, np.random.default_rng(0)), fold_batch_norm=True)
+    assert any(isinstance(layer, layers.BatchNormalization) for layer in smaller.layers)
+    assert_same_outputs(model, smaller)
+
+
+def test_original_is_not_touched_and_result_trains():
+    model = chain(layers.Conv2D(8, 3, name="a"), layers.BatchNormalization(), layers.Flatten(), layers.Dense(3))
+    kill(model.get_layer("a"), [0, 1])
+    config, weights = model.get_config(), model.get_weights()
+    smaller = keras_rda.compress(model)
+    smaller.compile(keras_rda.MRDA(0.1), loss="mse")
+    smaller.fit(np.ones((4, 6, 6, 3)), np.ones((4, 3)), verbose=0)
+    assert model.get_config() == config
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert model.get_layer("a").output.shape == (None, 4, 4, 8)  # still called once
+
+
+def test_result_is_saved_and_loaded(tmp_path):
+    model = chain(layers.Conv2D(8, 3), layers.ReLU(), layers.Flatten(), layers.Dense(3))
+    kill(model.layers[0], [0, 1])
+    smaller = keras_rda.compress(model)
+    smaller.save(tmp_path / "small.keras")
+    assert_same_outputs(model, keras.models.load_model(tmp_path / "small.keras"))
+    assert isinstance(smaller.layers[1].kernel_initializer, keras.initializers.GlorotUniform)
+
+
+def test_dropout_that_is_always_on_and_training_statistics_are_walls():
+    inputs = keras.Input((5,))
+    x = layers.Dense(6, name="a", use_bias=False)(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.BatchNormalization()(x, training=True)))
+    kill(model.get_layer("a"), [0, 1])
+    cut, _, report = channels(model)
+    assert cut["a"] == (6, 6)
+    assert report.rows[0].zeros_kept == 2
+    assert "training=True" in report.rows[0].reasons[0]
+
+
+def test_weights_that_are_not_finite_stay():
+    model = chain(layers.Dense(4, name="a"), layers.Dense(2), shape=(5,))
+    kill(model.get_layer("a"), [0, 1])
+    model.get_layer("a").bias.assign([np.nan, 0, 1, 1])
+    smaller = keras_rda.compress(model)
+    assert smaller.get_layer("a").units == 3
+    assert np.isnan(outputs(smaller)[0]).all()
+
+
+def test_mixed_precision_keeps_its_policy():
+    keras.config.set_dtype_policy("mixed_float16")
+    model = chain(layers.Dense(6, name="a"), layers.Dense(2), shape=(5,))
+    kill(model.get_layer("a"), [0, 1])
+    smaller = keras_rda.compress(model)
+    assert smaller.get_layer("a").dtype_policy.name == "mixed_float16"
+    assert_same_outputs(model, smaller, 1e-2)
+
+
+def test_report_counts_parameters_multiply_adds_and_bytes():
+    model = chain(layers.Conv2D(8, 3, name="a"), layers.Flatten(), layers.Dense(2, name="b"))
+    kill(model.get_layer("a"), [0, 1])
+    _, _, report = channels(model)
+    a, b = report.rows
+    assert a.parameters == (3 * 9 * 8 + 8, 3 * 9 * 6 + 6)
+    assert a.multiply_adds == (16 * 3 * 9 * 8, 16 * 3 * 9 * 6)  # at 4 × 4 positions
+    assert b.multiply_adds == (16 * 8 * 2, 16 * 6 * 2)
+    assert report.total("bytes") == tuple(4 * count for count in report.total("parameters"))
+    dictionary = report.to_dict()
+    assert dictionary["total"]["parameters"] == [model.count_params(), a.parameters[1] + b.parameters[1]]
+    assert dictionary["layers"][0]["name"] == "a"
+    for part in ("224 → 168", "all", "3,456 → 2,592"):
+        assert part in str(report)
+
+
+def test_subclassed_and_other_objects_are_refused():
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    class Overridden(keras.Model):
+        def call(self, x):
+            return 2 * super().call(x)
+
+    with pytest.raises(
+        ValueError, match=r"Subclassed '.*', whose layers are called in Python\. Build the same network"
+    ):
+        keras_rda.compress(Subclassed())
+    inputs = keras.Input((3,))
+    with pytest.raises(ValueError, match="Overridden"):
+        keras_rda.compress(Overridden(inputs, layers.Dense(2)(inputs)))
+    with pytest.raises(ValueError, match="that is built"):
+        keras_rda.compress(keras.Sequential([layers.Dense(2)]))
+    with pytest.raises(TypeError, match=r"takes a keras\.Model; received Dense"):
+        keras_rda.compress(layers.Dense(2))
+
+
+# A few run always; `-m every` runs all of them (ten minutes).
+OFTEN = ["MobileNetV2", "DenseNet121", "ConvNeXtTiny", "Xception", "EfficientNetV2B0"]
+APPLICATIONS = [
+    pytest.param(name, marks=() if name in OFTEN else pytest.mark.every)
+    for name in dir(keras.applications)
+    if name[0].isupper()
+]
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications_keep_their_outputs(name):
+    size = 75 if name in ("Xception", "InceptionV3", "InceptionResNetV2") else 32
+    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3), classes=5)
+    kill_share(model, 0.5)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert smaller.count_params() < model.count_params()
+    assert not report.notes
+    images = np.random.default_rng(0).uniform(-1, 1, (2, size, size, 3)).astype("float32")
+    ours, theirs = (keras.ops.convert_to_numpy(m(images, training=False)) for m in (model, smaller))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
+    print(f"{name}: {model.count_params():,} → {smaller.count_params():,}")
