@@ -40,3 +40,71 @@ def ResNet18(input_shape=(32, 32, 3), classes=10):
         x = block(x, filters, 1)
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(images, layers.Dense(classes)(x), name="resnet18")
+
+
+def MobileNetV1(input_shape=(224, 224, 3), alpha=1.0, classes=1000):
+    """MobileNet, version 1, padded so that XNNPACK's sparse kernels run it: zeros make it faster on Arm.
+
+    They need strided convolutions with the same padding on every side, where `keras.applications` pads at the end only:
+    same parameters, other weights. `litert.xnnpack.sparse_kernels` checks a file.
+
+    Args:
+        input_shape: `(height, width, channels)` of the images; the sparse kernels need 3 channels.
+        alpha: Factor of the numbers of channels.
+        classes: Number of classes.
+
+    Returns:
+        A `keras.Model` from images to logits (batch, classes), without softmax.
+
+    Reference: Howard et al., 2017.
+    """
+    layers = keras.layers
+    images = keras.Input(input_shape)
+    x = layers.ReLU(6)(_normalized(layers.Conv2D(int(32 * alpha), 3, strides=2, use_bias=False), images))
+    for filters, strides in (
+        *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+        *((512, 1),) * 5,
+        *((1024, 2), (1024, 1)),
+    ):
+        x = layers.ReLU(6)(_normalized(layers.DepthwiseConv2D(3, strides=strides, use_bias=False), x))
+        x = layers.ReLU(6)(_normalized(layers.Conv2D(int(filters * alpha), 1, use_bias=False), x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(classes)(x), name="mobilenet_v1")
+
+
+def MobileNetV2(input_shape=(224, 224, 3), alpha=1.0, classes=1000):
+    """MobileNet, version 2, padded so that XNNPACK's sparse kernels run it; as `MobileNetV1`.
+
+    Reference: Sandler et al., 2018.
+    """
+    layers = keras.layers
+
+    def channels(filters):  # a multiple of 8 that is not below 90 % of what alpha asks for
+        rounded = max(8, int(filters * alpha + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * filters * alpha else rounded
+
+    images = keras.Input(input_shape)
+    x = layers.ReLU(6)(_normalized(layers.Conv2D(channels(32), 3, strides=2, use_bias=False), images))
+    for expansion, filters, blocks, strides in (
+        *((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)),
+        *((6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)),
+    ):
+        for block in range(blocks):
+            shortcut, inputs = x, x.shape[-1]
+            if expansion != 1:
+                x = layers.ReLU(6)(_normalized(layers.Conv2D(expansion * inputs, 1, use_bias=False), x))
+            depthwise = layers.DepthwiseConv2D(3, strides=strides if block == 0 else 1, use_bias=False)
+            x = layers.ReLU(6)(_normalized(depthwise, x))
+            x = _normalized(layers.Conv2D(channels(filters), 1, use_bias=False), x)
+            if block > 0:
+                x = layers.Add()([shortcut, x])
+    x = layers.ReLU(6)(_normalized(layers.Conv2D(max(1280, channels(1280)), 1, use_bias=False), x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(classes)(x), name="mobilenet_v2")
+
+
+def _normalized(convolution, x):
+    """A convolution with 1 pixel of zeros on every side if it is 3×3, and batch normalisation."""
+    if convolution.kernel_size != (1, 1):
+        x = keras.layers.ZeroPadding2D(1)(x)
+    return keras.layers.BatchNormalization()(convolution(x))

@@ -3,7 +3,8 @@
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from conftest import BACKEND
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_rda
@@ -185,6 +186,8 @@ def random_model(draw):
     return kill_share(model, draw(st.sampled_from([0.3, 0.6, 1.0])), seed=draw(st.integers(0, 1000)))
 
 
+# JAX compiles every operation of every new shape.
+@settings(max_examples=50 if BACKEND == "tensorflow" else 3)
 @given(data=st.data(), fold=st.booleans())
 def test_random_graphs_keep_their_outputs(data, fold):
     model = random_model(data.draw)
@@ -304,16 +307,6 @@ def test_groups_stay_equal():
     cut, _, _ = channels(model)
     assert cut["a"] == (6, 4)
     assert cut["grouped"] == (4, 2)
-
-
-def test_squeeze_and_excite_and_swish_of_operators():
-    keras.utils.set_random_seed(1)
-    model = keras.applications.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=3)
-    before = model.count_params()
-    kill_share(model, 0.5)
-    smaller = keras_rda.compress(model)
-    assert_same_outputs(model, smaller)
-    assert smaller.count_params() < 0.5 * before
 
 
 def test_shared_layers_are_cut_alike():
@@ -443,6 +436,8 @@ def test_adapted_preprocessing_keeps_its_state():
     normalization = layers.Normalization()
     normalization.adapt(random.normal(3, 2, (20, 5)))
     assert_same_outputs(*(model := chain(normalization, layers.Dense(4), shape=(5,)), keras_rda.compress(model)))
+    if BACKEND != "tensorflow":
+        return  # a lookup takes int64, which JAX does not have
     lookup = layers.IntegerLookup()
     lookup.adapt(np.array([1, 2, 3, 4]))
     inputs = keras.Input((3,), dtype="int64")
@@ -456,7 +451,7 @@ def test_images_of_unknown_size_and_channels_first():
     model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
     kill(model.get_layer("a"), [0, 1])
     assert channels(model)[0]["a"] == (8, 6)
-    if keras.backend.backend() == "tensorflow":
+    if BACKEND == "tensorflow":
         return  # its convolutions on the CPU are channels-last
     x = layers.Conv2D(8, 3, data_format="channels_first", name="a")(keras_input := keras.Input((3, 9, 7)))
     x = layers.BatchNormalization(axis=1)(x)
@@ -582,8 +577,8 @@ def test_subclassed_and_other_objects_are_refused():
         keras_rda.compress(layers.Dense(2))
 
 
-# A few run always; `-m every` runs all of them (ten minutes).
-OFTEN = ["MobileNetV2", "DenseNet121", "ConvNeXtTiny", "Xception", "EfficientNetV2B0"]
+# A few run always; `-m every` runs the others (minutes).
+OFTEN = ["MobileNetV2", "DenseNet121", "ConvNeXtTiny", "Xception", "MobileNetV3Small"]
 APPLICATIONS = [
     pytest.param(name, marks=() if name in OFTEN else pytest.mark.every)
     for name in dir(keras.applications)
@@ -591,6 +586,7 @@ APPLICATIONS = [
 ]
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="minutes of compilation on JAX; nothing here depends on it")
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_applications_keep_their_outputs(name):
     size = 75 if name in ("Xception", "InceptionV3", "InceptionResNetV2") else 32

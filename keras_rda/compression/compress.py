@@ -7,6 +7,11 @@ from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import make_report
 
 
+def is_supported(model):
+    """Whether `compress` can read the model's graph."""
+    return graph.functional(model) is not None
+
+
 def compress(model, fold_batch_norm=False, report=False):
     """Return an ordinary Keras model with fewer channels and the same outputs.
 
@@ -33,7 +38,7 @@ def compress(model, fold_batch_norm=False, report=False):
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"compress() takes a keras.Model; received {type(model).__name__}.")
-    if graph.functional(model) is None:
+    if not is_supported(model):
         raise ValueError(
             f"compress() needs the graph of a Sequential or Functional model that is built; received "
             f"{type(model).__name__} '{model.name}', whose layers are called in Python. Build the same network with "

@@ -1,17 +1,42 @@
-"""Keras model → LiteRT file, through TensorFlow's converter."""
+"""Keras model → dense LiteRT file, through TensorFlow's converter."""
+
+import pathlib
+import tempfile
+import warnings
+
+QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 
 
-def convert(model, path, sparse):
-    """Write `model` to `path` in float32, with sparse encoding of its zeros or without.
+def convert(model, quantize=None, samples=None):
+    """Convert `model` with dense weights.
 
     Only LiteRT's builtin operators: the Flex operators that Keras allows by default do not run in `ai_edge_litert`.
+    TensorFlow's own sparse encoding is not used: it writes files that are larger, wrong or refused (see `encode`).
+
+    Args:
+        model: A Functional or Sequential model.
+        quantize: One of `QUANTIZATIONS`.
+        samples: For `"int8"`, a list of dicts of input name → array (1, …), by which the ranges of activations are
+            found.
+
+    Returns:
+        The file's content, `bytes`.
     """
     import tensorflow as tf
 
-    model.export(
-        str(path),
-        format="litert",
-        verbose=False,
-        optimizations=[tf.lite.Optimize.EXPERIMENTAL_SPARSITY] if sparse else [],
-        target_spec={"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]},
-    )
+    target = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
+    if quantize == "float16":
+        target["supported_types"] = [tf.float16]
+    options = {"target_spec": target, "optimizations": [tf.lite.Optimize.DEFAULT] if quantize else []}
+    if quantize == "int8":
+        # A file's only input is passed by position: a model that was cloned or loaded may have renamed it.
+        single = len(model.inputs) == 1
+        options["representative_dataset"] = lambda: (list(x.values()) if single else x for x in samples)
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "model.tflite"
+        with warnings.catch_warnings():
+            # Of every calibrated file whose inputs stay float32, as they do here; and of TensorFlow's own calibrator.
+            warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected", UserWarning)
+            warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated", UserWarning)
+            model.export(str(path), format="litert", verbose=False, **options)
+        return path.read_bytes()

@@ -1,66 +1,85 @@
-"""`export`: convert, compare with Keras, and only then put the file in place."""
+"""`export`: convert, encode, compare with Keras, and only then put the file in place."""
 
+import dataclasses
+import gzip
 import os
 import pathlib
 import tempfile
 import warnings
 
 import keras
+import numpy as np
 
-from keras_rda import metrics
-from keras_rda.litert import convert, verify
-from keras_rda.litert.report import ExportReport
+from keras_rda import compression, metrics
+from keras_rda.litert import convert, encode, flatbuffer, repair, verification, weights, xnnpack
+from keras_rda.litert.latency import benchmark
+from keras_rda.litert.report import Candidate, ExportReport
 from keras_rda.penalties import is_kernel
+
+_CALIBRATION = 200  # samples; more of them hardly move the ranges of activations
 
 
 class ExportError(RuntimeError):
     """A file could not be made, or was wrong; nothing was left at the path."""
 
 
-def export(model, path):
-    """Write `model` as a float32 LiteRT file in which zeros take no space, verified against Keras.
+@dataclasses.dataclass
+class _File:
+    """A candidate with its content."""
 
-    The file's outputs are compared with the model's on random inputs, in the `ai_edge_litert` interpreter with its
-    default delegate. A file at `path` is replaced only by one that passed, in one atomic step.
+    candidate: Candidate
+    path: pathlib.Path
+    tensors: list
+
+
+def export(model, path, quantize=None, representative_data=None, machine=None):
+    """Write `model` as the smallest LiteRT file that is right.
+
+    The model is converted once (twice if channels can be removed, see `compress`). Zeros are then encoded tensor by
+    tensor, where that saves bytes. Each candidate, the smallest first, is compared with the Keras model in
+    `ai_edge_litert`, with the default delegate and without; the first that passes is put at `path` in one atomic step.
+    What is at `path` before stays until then.
 
     Args:
         model: A built Sequential or Functional model in float32; only the batch size may be unknown.
         path: Where to write the file, ending in `.tflite`; its directory must exist.
+        quantize: None: float32. `"float16"`: weights in float16. `"dynamic"`: weights in int8, activations in float32.
+            `"int8"`: both in int8, inputs and outputs in float32. Where the runtime cannot run zeros in the
+            quantisation, the file falls back to what it can (see `ExportReport.candidates` and `TensorEncoding`).
+        representative_data: Typical inputs, needed for `"int8"`, which takes the ranges of activations from the first
+            200 of them: arrays as for `model.predict`, or an iterable of such batches (a `tf.data.Dataset`), without
+            labels. If given, files are compared with Keras on them; otherwise on random inputs.
+        machine: `"aarch64"`: run the files on AArch64 too, natively on an Arm machine, elsewhere emulated
+            (`python3 -m keras_rda.litert.aarch64` sets that up).
 
     Returns:
-        `ExportReport`: sizes and the largest difference; `print` shows a table.
+        `ExportReport`: sizes, encodings, differences, latencies; `print` shows a table.
 
     Raises:
-        ExportError: the model does not convert to LiteRT's builtin operators, or the file's outputs differ from Keras'.
-        RuntimeError: the Keras backend is not TensorFlow.
+        ExportError: the model does not convert to LiteRT's builtin operators, or no candidate was right.
+        RuntimeError: the Keras backend is not TensorFlow, or `machine` is not set up.
         ValueError, FileNotFoundError: `path` cannot be written to, the model has no symbolic inputs, an input has an
-            unknown dimension besides the batch size, or layers do not compute in float32.
+            unknown dimension besides the batch size, layers do not compute in float32, weights are not finite, or
+            `representative_data` is missing or does not fit the model's inputs.
+        OSError: the directory of `path` cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
-    if path.suffix != ".tflite":
-        raise ValueError(f"path must end in '.tflite'; received {str(path)!r}.")
-    if path.is_dir():
-        raise ValueError(f"path must name a file; {str(path)!r} is a directory.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"export() needs Keras' TensorFlow backend, and this process runs {keras.backend.backend()!r}. Save the "
-            "model (model.save('model.keras')) and export it in a process started with KERAS_BACKEND=tensorflow."
-        )
-    if not getattr(model, "inputs", None):
+    _check_path(path)
+    _check_model(model)
+    if quantize not in convert.QUANTIZATIONS:
+        names = ", ".join(map(repr, convert.QUANTIZATIONS))
+        raise ValueError(f"quantize must be one of {names}; received {quantize!r}.")
+    if quantize == "int8" and representative_data is None:
         raise ValueError(
-            f"export() needs a Sequential or Functional model that is built; received {type(model).__name__} "
-            f"'{model.name}' without symbolic inputs. Wrap it: keras.Model(inputs, model(inputs)) with "
-            "inputs = keras.Input(shape)."
+            "quantize='int8' needs representative_data: some hundred typical inputs, by which the ranges of "
+            "activations are found. quantize='dynamic' needs none."
         )
-    verify.check_inputs(model)
-    if wrong := sorted({f"{layer.name} ({layer.compute_dtype})" for layer in _layers(model) if _is_low(layer)}):
-        raise ValueError(
-            f"export() writes float32 files; these layers compute in another precision: {', '.join(wrong)}. Build the "
-            "model under keras.config.set_dtype_policy('float32'), copy the weights with set_weights(get_weights()), "
-            "and export that."
-        )
+    if machine is not None:
+        verification.check_machine(machine)
+    samples = None if representative_data is None else _samples(model, representative_data)
+    reference = verification.Reference(model, samples)
+    if not reference.finite:
+        raise ExportError(f"The model '{model.name}' itself has outputs that are not finite; no file was written.")
     kernels = metrics.summarize([variable for variable in model.weights if is_kernel(variable)])
     sparsity = kernels.sparsity() if kernels.rows else 0.0
     if sparsity == 1.0:
@@ -71,33 +90,212 @@ def export(model, path):
         )
     # In the same directory, so that the rename is atomic; hidden and removed whatever happens.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
-        files = {sparse: pathlib.Path(directory) / f"sparse-{sparse}.tflite" for sparse in (False, True)}
-        for sparse, file in files.items():
-            try:
-                convert.convert(model, file, sparse)
-            except Exception as error:
-                raise ExportError(
-                    f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: {error}"
-                ) from error
-        difference = verify.compare(model, files[True])
-        if not difference.finite:
-            raise ExportError(f"The model '{model.name}' itself has outputs that are not finite; no file was written.")
-        if not difference.passed:
+        files = _candidates(model, quantize, samples, pathlib.Path(directory))
+        dense = files["dense"]
+        tolerances = _tolerances(reference, dense, quantize)
+        tried = []
+        for file in sorted(files.values(), key=lambda file: file.candidate.bytes):
+            checks, ratio = _check(reference, file, dense, tolerances, machine)
+            file.candidate = dataclasses.replace(file.candidate, checks=tuple(checks))
+            tried.append(file.candidate.result)
+            if file.candidate.passed:
+                break
+        else:
             raise ExportError(
-                f"The sparse file of the model '{model.name}' is wrong: its outputs differ from Keras' by "
-                f"{difference.largest:.3g}, and at most {difference.tolerance:.3g} is float32 rounding. Nothing was "
-                f"written to {str(path)!r}."
+                f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
+                + "; ".join(dict.fromkeys(tried))
             )
         report = ExportReport(
             path=str(path),
-            bytes=files[True].stat().st_size,
-            dense_bytes=files[False].stat().st_size,
+            chosen=file.candidate,
+            candidates=tuple(sorted((f.candidate for f in files.values()), key=lambda candidate: candidate.bytes)),
+            quantize=quantize,
+            bytes=file.candidate.bytes,
+            gzip_bytes=_gzip_bytes(file.path),
+            dense_bytes=dense.candidate.bytes,
+            dense_gzip_bytes=_gzip_bytes(dense.path),
             sparsity=sparsity,
-            max_difference=difference.largest,
-            tolerance=difference.tolerance,
+            tensors=tuple(file.tensors),
+            latency=_latency(files, file),
+            kernels=xnnpack.sparse_kernels(file.path),
+            kernels_here=xnnpack.here() or "",
+            emulated_ratio=ratio,
         )
-        os.replace(files[True], path)
+        os.replace(file.path, path)
     return report
+
+
+def _candidates(model, quantize, samples, directory):
+    """Every way to write the model: dict of name → `_File`, with `"dense"` among them."""
+    files, contents = {}, set()
+    for prefix, source in (("", model), ("compressed, ", _compressed(model))):
+        if source is None:
+            continue
+        try:
+            dense = convert.convert(source, quantize, samples)
+        except Exception as error:
+            raise ExportError(
+                f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
+                f"{_cause(error)}"
+            ) from error
+        graph = flatbuffer.read(dense)
+        work = weights.multiply_adds(graph)
+        # The strategies differ only where weights are quantised.
+        for strategy in encode.STRATEGIES if quantize else encode.STRATEGIES[:1]:
+            sparse, tensors = encode.encode(graph, strategy)
+            tensors = weights.in_order(tensors, work)
+            notes = repair.repair_tails(sparse)
+            content = flatbuffer.pack(sparse)
+            if content in contents or all(tensor.encoding == "dense" for tensor in tensors):
+                continue
+            contents.add(content)
+            name = prefix + ("sparse" if strategy == encode.STRATEGIES[0] else f"sparse, {strategy}")
+            files[name] = _write(directory, name, content, tensors, notes)
+        everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
+        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, everything_dense, [])
+    return files
+
+
+def _write(directory, name, content, tensors, notes):
+    path = directory / f"{name}.tflite"
+    path.write_bytes(content)
+    return _File(Candidate(name, len(content), notes=tuple(notes)), path, tensors)
+
+
+def _compressed(model):
+    """The model without its dead channels; None if it has none, or none that can be removed."""
+    if not compression.is_supported(model):
+        return None
+    smaller = compression.compress(model)
+    return smaller if smaller.count_params() < model.count_params() else None
+
+
+def _tolerances(reference, dense, quantize):
+    """How far from Keras' each output may be.
+
+    A quantised file rounds; one with its zeros encoded may not be worse than the dense one in the plainest runtime.
+    """
+    tolerances = reference.tolerances()
+    if quantize:
+        steps = verification.output_steps(flatbuffer.read(dense.path))
+        try:
+            plain = verification.predict(dense.path, reference.inputs, delegates=False)
+        except RuntimeError:
+            plain = {}
+        for name, output in reference.outputs.items():
+            rounding = np.max(np.abs(plain[name].astype("float64") - output), initial=0) if name in plain else np.inf
+            # Beyond half of the output's size it is no rounding.
+            rounding = min(rounding, 0.5 * verification.magnitude(output))
+            tolerances[name] += verification.QUANTIZED_FACTOR * rounding + steps.get(name, 0)
+    return tolerances
+
+
+def _check(reference, file, dense, tolerances, machine):
+    """The file's checks, and on the machine the time of the dense file over its own."""
+    checks, ratio = reference.check(file.path, tolerances), None
+    if machine is not None and all(check.passed for check in checks):
+        paths = [file.path] if file is dense else [file.path, dense.path]
+        (check, seconds), *others = reference.check_on(machine, paths, tolerances, repeats=5)
+        checks.append(check)
+        if seconds and others and others[0][1]:
+            ratio = others[0][1] / seconds
+    return checks, ratio
+
+
+def _latency(files, written):
+    """Of the dense file, the sparse one and the compressed one, as far as they run."""
+    timed = {name: files[name].path for name in ("dense", "sparse") if name in files}
+    timed[written.candidate.name] = written.path
+    for name in [name for name, path in timed.items() if path != written.path]:
+        try:
+            verification.interpreter(timed[name]).allocate_tensors()
+        except (RuntimeError, ValueError):
+            del timed[name]
+    return tuple(benchmark(timed, seconds=0.3))
+
+
+def _gzip_bytes(path):
+    return len(gzip.compress(path.read_bytes(), compresslevel=6))
+
+
+def _cause(error):
+    """The converter's words, without the trace of the graph."""
+    return verification.one_line(error)
+
+
+def _samples(model, data):
+    """The first inputs of `data`: a list of dicts of input name → array (1, …)."""
+    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    batches = [data] if hasattr(data, "shape") or isinstance(data, (list, tuple, dict)) else data
+    samples = []
+    for batch in batches:
+        try:
+            keras.tree.assert_same_structure(structure, batch)
+            arrays = keras.tree.flatten(batch)
+        except (ValueError, TypeError):
+            arrays = keras.tree.flatten(batch)
+            if len(model.inputs) > 1 or len(arrays) > 1:
+                raise ValueError(
+                    f"representative_data must have the structure of the model's inputs, {_names(structure)}, without "
+                    f"labels; received {_names(batch)}."
+                ) from None
+        arrays = [np.asarray(array) for array in arrays]
+        for array, tensor in zip(arrays, model.inputs, strict=True):
+            if array.ndim != len(tensor.shape) or array.shape[1:] != tuple(tensor.shape[1:]):
+                raise ValueError(
+                    f"representative_data for the input '{tensor.name}' must have the shape {tuple(tensor.shape)}; "
+                    f"received {array.shape}."
+                )
+        size = model.inputs[0].shape[0] or 1
+        for index in range(0, min(map(len, arrays)) - size + 1, size):
+            if len(samples) == _CALIBRATION:
+                return samples
+            samples.append(
+                {
+                    tensor.name: array[index : index + size].astype(tensor.dtype)
+                    for tensor, array in zip(model.inputs, arrays, strict=True)
+                }
+            )
+    if not samples:
+        raise ValueError("representative_data is empty; give some hundred typical inputs.")
+    return samples
+
+
+def _names(structure):
+    return keras.tree.map_structure(lambda leaf: getattr(leaf, "name", None) or type(leaf).__name__, structure)
+
+
+def _check_path(path):
+    if path.suffix != ".tflite":
+        raise ValueError(f"path must end in '.tflite'; received {str(path)!r}.")
+    if path.is_dir():
+        raise ValueError(f"path must name a file; {str(path)!r} is a directory.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
+
+
+def _check_model(model):
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"export() needs Keras' TensorFlow backend, and this process runs {keras.backend.backend()!r}. Save the "
+            "model (model.save('model.keras')) and export it in a process started with KERAS_BACKEND=tensorflow."
+        )
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            f"export() needs a Sequential or Functional model that is built; received {type(model).__name__} "
+            f"'{getattr(model, 'name', model)}' without symbolic inputs. Wrap it: keras.Model(inputs, model(inputs)) "
+            "with inputs = keras.Input(shape)."
+        )
+    verification.check_inputs(model)
+    if wrong := sorted({f"{layer.name} ({layer.compute_dtype})" for layer in _layers(model) if _is_low(layer)}):
+        raise ValueError(
+            f"export() takes float32 models; these layers compute in another precision: {', '.join(wrong)}. Build the "
+            "model under keras.config.set_dtype_policy('float32'), copy the weights with "
+            "set_weights(get_weights()), and export that; quantize='float16' makes the file's weights float16."
+        )
+    for variable in model.weights:
+        if "float" in variable.dtype and not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+            raise ValueError(f"The weights '{variable.path}' are not finite (NaN or infinity): training diverged.")
 
 
 def _layers(model):

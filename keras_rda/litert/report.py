@@ -1,9 +1,43 @@
-"""What an export did."""
+"""What an export did: for people a table or a page, for programs a dict."""
 
 import dataclasses
+import functools
+import pathlib
 
 from rich.console import Console
 from rich.table import Table
+
+from keras_rda.litert.encode import TensorEncoding
+from keras_rda.litert.latency import Latency
+from keras_rda.litert.verification import Check
+from keras_rda.litert.xnnpack import SparseKernels
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One way to write the file.
+
+    Attributes:
+        name: Such as `"sparse"`, `"dense"` or `"compressed, sparse"` (channels removed first).
+        bytes: Its size.
+        checks: How it did in each runtime; empty if a smaller one had passed before.
+        notes: What was changed besides.
+    """
+
+    name: str
+    bytes: int
+    checks: tuple[Check, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self):
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def result(self):
+        """In words: what failed, that it passed, or that it was not tried."""
+        failed = [str(check) for check in self.checks if not check.passed]
+        return "; ".join(failed) or ("passed" if self.checks else "not tried: a smaller one passed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,28 +46,150 @@ class ExportReport:
 
     Attributes:
         path: Where it is.
-        bytes: Its size.
-        dense_bytes: The size of the same model without sparse encoding.
+        chosen: The `Candidate` that it is.
+        candidates: All of them, the smallest first.
+        quantize: The quantisation that was asked for.
+        bytes, gzip_bytes: The file's size, and its size compressed by gzip.
+        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense.
+        floor_bytes: Information-theoretic floor of its weights: values and entropy of their positions.
         sparsity: σ over the model's kernels, trainable or not; 0 if it has none.
-        max_difference: Largest absolute difference from Keras' outputs, over all outputs and inputs tried.
-        tolerance: The largest difference that would have been accepted.
+        tensors: How each weight tensor is stored.
+        latency: Of the dense file, the sparse one and, where channels were removed, the compressed one, on this
+            machine, in turns.
+        kernels: Whether the zeros run faster where XNNPACK has sparse kernels, and why not.
+        kernels_here: Why they do not run faster on this machine; `""` if they may.
+        emulated_ratio: Time of the dense file : time of this file on AArch64; None if that was not asked for. The times
+            follow the work done; they are emulated, not a phone's, unless this is an Arm machine.
     """
 
     path: str
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    quantize: str | None
     bytes: int
+    gzip_bytes: int
     dense_bytes: int
+    dense_gzip_bytes: int
     sparsity: float
-    max_difference: float
-    tolerance: float
+    tensors: tuple[TensorEncoding, ...]
+    latency: tuple[Latency, ...]
+    kernels: SparseKernels
+    kernels_here: str
+    emulated_ratio: float | None = None
+
+    @property
+    def floor_bytes(self):
+        return sum(tensor.floor_bytes for tensor in self.tensors)
+
+    @property
+    def weight_bytes(self):
+        """What the weight tensors take in the file."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    @functools.cached_property
+    def _worst(self):
+        return max(self.chosen.checks, key=lambda check: check.largest - check.tolerance)
+
+    @property
+    def max_difference(self):
+        """Largest absolute difference from Keras' outputs, over all runtimes, outputs and inputs tried."""
+        return self._worst.largest
+
+    @property
+    def tolerance(self):
+        """The largest difference that would have been accepted."""
+        return self._worst.tolerance
+
+    @property
+    def multiply_adds(self):
+        """Multiplications of a weight for one sample."""
+        return sum(tensor.multiply_adds for tensor in self.tensors)
+
+    def to_dict(self):
+        """The report as plain dicts, lists, strings and numbers."""
+        result = dataclasses.asdict(self)
+        for name in ("floor_bytes", "weight_bytes", "max_difference", "tolerance", "multiply_adds"):
+            result[name] = getattr(self, name)
+        for candidate, plain in zip(self.candidates, result["candidates"], strict=True):
+            plain["result"] = candidate.result
+        result["chosen"] = self.chosen.name
+        return result
+
+    def to_html(self, path):
+        """Write the report as one page that needs no other file, with bars of σ, bytes and multiply-adds.
+
+        Raises:
+            FileNotFoundError: the directory of `path` does not exist.
+        """
+        import jinja2
+
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("keras_rda.litert", "."),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        page = environment.get_template("report.html").render(report=self)
+        pathlib.Path(path).write_text(page, encoding="utf-8")
 
     def __str__(self):
-        table = Table("LiteRT file", self.path)
-        table.add_row("bytes, sparse", f"{self.bytes:,}")
-        table.add_row("bytes, dense", f"{self.dense_bytes:,}")
-        table.add_row("sparse / dense", f"{self.bytes / self.dense_bytes:.3f}")
-        table.add_row("σ of the kernels", f"{self.sparsity:.4f}")
-        table.add_row("largest difference from Keras", f"{self.max_difference:.2g} (accepted: {self.tolerance:.2g})")
-        console = Console(width=120)
+        console = Console(width=140)
         with console.capture() as capture:
-            console.print(table)
+            for table in (self._summary(), tensor_table(self.tensors)):
+                console.print(table)
         return capture.get()
+
+    def _summary(self):
+        table = Table("LiteRT file", self.path)
+        table.add_row("written", f"{self.chosen.name}, {self.quantize or 'float32'}")
+        table.add_row(
+            "bytes", f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})"
+        )
+        table.add_row("bytes, gzip", f"{self.gzip_bytes:,} (dense {self.dense_gzip_bytes:,})")
+        if self.floor_bytes:
+            over = self.weight_bytes / self.floor_bytes
+            table.add_row("weights", f"{self.weight_bytes:,} bytes; {over:.3f} × the information-theoretic floor")
+        table.add_row("σ of the kernels", f"{self.sparsity:.4f}")
+        for check in self.chosen.checks:
+            table.add_row("verified", str(check))
+        for candidate in self.candidates:
+            if candidate is not self.chosen:
+                table.add_row("not written", f"{candidate.name}, {candidate.bytes:,} bytes: {candidate.result}")
+        for note in self.chosen.notes:
+            table.add_row("note", note)
+        for latency in self.latency:
+            spread = f"{latency.lower * 1e3:.3g} to {latency.upper * 1e3:.3g}"
+            table.add_row(f"latency, {latency.name}", f"{latency.median * 1e3:.3g} ms (quartiles {spread})")
+        if self.emulated_ratio is not None:
+            table.add_row("aarch64, dense : this", f"{self.emulated_ratio:.2f} (emulated: follows the work done)")
+        for name, text in self.speed():
+            table.add_row(name, text)
+        return table
+
+    def speed(self):
+        """Whether zeros run faster: pairs (where, what), in words."""
+        here = self.kernels_here or "XNNPACK's sparse kernels exist here"
+        if self.kernels.eligible:
+            elsewhere = f"yes, {len(self.kernels.operators)} convolutions run sparse"
+        else:
+            first, *others = self.kernels.reasons or ("no zeros are stored sparse",)
+            elsewhere = f"no: {first}" + (f" (and {len(others)} more: report.kernels.reasons)" if others else "")
+        return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere)]
+
+
+def tensor_table(tensors):
+    """A `rich` table of how each tensor is stored."""
+    table = Table("tensor", "operator", "shape")
+    for name in ("σ", "bytes", "dense", "floor"):
+        table.add_column(name, justify="right")
+    table.add_column("encoding")
+    for tensor in tensors:
+        numbers = (f"{value:,}" for value in (tensor.bytes, tensor.dense_bytes, tensor.floor_bytes))
+        encoding = tensor.encoding + (f": {tensor.reason}" if tensor.reason else "")
+        shape = " × ".join(map(str, tensor.shape))
+        table.add_row(tensor.name, tensor.operator, shape, f"{tensor.zeros:.4f}", *numbers, encoding)
+    table.add_section()
+    totals = (f"{sum(getattr(t, name) for t in tensors):,}" for name in ("bytes", "dense_bytes", "floor_bytes"))
+    table.add_row("all", "", "", "", *totals, "")
+    return table

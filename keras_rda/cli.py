@@ -1,0 +1,170 @@
+"""`keras-rda`: inspect, compress, export, verify and benchmark models from the command line."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import sys
+import zipfile
+
+import click
+import keras
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import keras_rda
+from keras_rda import metrics
+from keras_rda.litert import convert, flatbuffer, report, verification, weights
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+_machine_option = click.option("--machine", type=click.Choice(verification.MACHINES), help="Run the file there too.")
+_file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+_new_file = click.Path(dir_okay=False, path_type=pathlib.Path)
+
+
+class _Commands(click.Group):
+    """Every error that a user can cause ends in one line and exit status 1."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            raise click.ClickException(verification.one_line(error)) from error
+
+
+@click.group(cls=_Commands)
+@click.version_option(keras_rda.__version__)
+def main():
+    """Smaller and faster LiteRT (TFLite) files from Keras models with zeros."""
+
+
+@main.command()
+@click.argument("file", type=_file)
+@_json_option
+def inspect(file, as_json):
+    """Show the zeros (σ) and bytes of every weight of a .keras or .tflite FILE."""
+    if file.suffix == ".tflite":
+        tensors = weights.stored(flatbuffer.read(file))
+        _show(report.tensor_table(tensors), [dataclasses.asdict(tensor) for tensor in tensors], as_json)
+    else:
+        summary = metrics.summarize(_load(file).weights)
+        _show(summary, [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in summary.rows], as_json)
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=_file)
+@click.argument("target", metavar="OUT", type=_new_file)
+@click.option("--fold-batch-norm", is_flag=True, help="Multiply batch normalisation into the layers before it.")
+@_json_option
+def compress(source, target, fold_batch_norm, as_json):
+    """Remove dead channels from IN (.keras) and save the smaller model, with the same outputs, as OUT (.keras)."""
+    if target.suffix != ".keras":
+        raise click.BadParameter(f"must end in '.keras'; received '{target}'.", param_hint="OUT")
+    with _working(f"Compressing {source.name}"):
+        smaller, result = keras_rda.compress(_load(source), fold_batch_norm=fold_batch_norm, report=True)
+        # Beside the target and then renamed: what was there survives a failure.
+        beside = target.with_name(f".{target.stem}.new.keras")
+        try:
+            smaller.save(beside)
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
+    _show(result, result.to_dict(), as_json)
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=_file)
+@click.argument("target", metavar="OUT.tflite", type=_new_file)
+@click.option("--quantize", type=click.Choice(convert.QUANTIZATIONS[1:]), help="Weights (int8: all) in fewer bits.")
+@click.option(
+    "--representative-data", type=_file, help="Typical inputs as .npy, or as .npz with an array for each input's name."
+)
+@_machine_option
+@click.option("--html", type=_new_file, help="Also write the report as a page.")
+@_json_option
+def export(source, target, quantize, representative_data, machine, html, as_json):
+    """Write IN (.keras) as the smallest LiteRT file that was verified."""
+    data = None if representative_data is None else _arrays(representative_data)
+    with _working(f"Exporting {source.name}"):
+        result = keras_rda.export(_load(source), target, quantize, data, machine)
+    if html is not None:
+        result.to_html(html)
+    _show(result, result.to_dict(), as_json)
+
+
+@main.command(name="verify")
+@click.argument("model", metavar="MODEL", type=_file)
+@click.argument("file", type=_file)
+@_machine_option
+@_json_option
+def verify_command(model, file, machine, as_json):
+    """Compare the outputs of the LiteRT FILE with those of MODEL (.keras); exit status 1 if they differ."""
+    with _working(f"Verifying {file.name}"):
+        checks = verification.verify(_load(model), file, machine)
+    table = Table("runtime", "difference from Keras", "accepted", "result")
+    for check in checks:
+        numbers = [check.error, ""] if check.error else [f"{check.largest:.3g}", f"{check.tolerance:.3g}"]
+        table.add_row(check.runtime, *numbers, "passed" if check.passed else "failed")
+    _show(table, [{**dataclasses.asdict(check), "passed": check.passed} for check in checks], as_json)
+    if not all(check.passed for check in checks):
+        raise click.ClickException(f"{file} does not compute what {model} does.")
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=_file)
+@click.option(
+    "--seconds", default=2.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="For each file."
+)
+@_json_option
+def benchmark(files, seconds, as_json):
+    """Time LiteRT FILES in turns: median and quartiles of one invocation."""
+    with _working("Measuring") as progress:
+        latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress)
+    table = Table("file")
+    for name in ("median, ms", "quartiles, ms", "relative", "rounds"):
+        table.add_column(name, justify="right")
+    for latency in latencies:
+        quartiles = f"{latency.lower * 1e3:.3g} to {latency.upper * 1e3:.3g}"
+        relative = f"{latency.median / latencies[0].median:.2f}"
+        table.add_row(latency.name, f"{latency.median * 1e3:.3g}", quartiles, relative, str(latency.rounds))
+    _show(table, [dataclasses.asdict(latency) for latency in latencies], as_json)
+
+
+def _load(path):
+    """A model from a `.keras` file; nothing in the file is executed."""
+    if path.suffix != ".keras":
+        raise ValueError(f"A model must be a '.keras' file (model.save('model.keras')); received '{path}'.")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"'{path}' is no '.keras' file, or is cut off: it is not a whole zip archive.")
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    # Whatever Keras raises on a file that is cut off or corrupt, or on layers that are not registered.
+    except Exception as error:
+        raise ValueError(f"'{path}' cannot be loaded: {verification.one_line(error)}") from error
+
+
+def _arrays(path):
+    data = np.load(path, allow_pickle=False)
+    return data if isinstance(data, np.ndarray) else dict(data)
+
+
+@contextlib.contextmanager
+def _working(description):
+    """A bar on the terminal; yields a function that takes the share that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda share: progress.update(task, total=1, completed=share)
+
+
+def _show(text, data, as_json):
+    if as_json:
+        json.dump(data, sys.stdout, indent=2)
+        print()
+    elif isinstance(text, Table):
+        Console(width=None if sys.stdout.isatty() else 140).print(text)
+    else:
+        print(text)

@@ -1,0 +1,100 @@
+"""LiteRT files as Python objects (the FlatBuffers object API that ships with `ai_edge_litert`), and back."""
+
+import functools
+import pathlib
+import struct
+
+import flatbuffers
+
+_IDENTIFIER = b"TFL3"
+
+
+def schema():
+    """The module of the schema's classes: `ModelT`, `TensorT`, `BuiltinOperator`, …"""
+    from ai_edge_litert import schema_py_generated
+
+    return schema_py_generated
+
+
+def read(source):
+    """Parse a LiteRT file.
+
+    Args:
+        source: Its path, or its content as `bytes`.
+
+    Returns:
+        A `ModelT`. Its buffers are read-only NumPy views of the content (uint8), not copies.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the content is not a LiteRT file, is cut off or corrupt, or keeps weights outside the FlatBuffer.
+    """
+    name = "The content" if isinstance(source, bytes) else f"The file {str(source)!r}"
+    content = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
+    if content[4:8] != _IDENTIFIER:
+        raise ValueError(f"{name} is not a LiteRT model: the identifier 'TFL3' is missing.")
+    try:
+        model = schema().ModelT.InitFromPackedBuf(content)
+        problem = _problem(model)
+    # All that the parser raises on offsets that point nowhere.
+    except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{name} is cut off or corrupt: {error}.") from error
+    if problem:
+        raise ValueError(f"{name} is cut off or corrupt: {problem}.")
+    if any(buffer.offset > 1 for buffer in model.buffers):
+        raise ValueError(f"{name} keeps weights outside the FlatBuffer (a model of more than 2 GB): not supported.")
+    return model
+
+
+def pack(model):
+    """Serialise a `ModelT`; return `bytes`. The same model gives the same bytes.
+
+    Raises:
+        ValueError: the file would exceed the 2 GB of a FlatBuffer.
+    """
+    builder = _AlignedBuilder(1024)
+    try:
+        builder.Finish(model.Pack(builder), _IDENTIFIER)
+    except flatbuffers.builder.BuilderSizeError as error:
+        raise ValueError("The model exceeds the 2 GB that a FlatBuffer can hold.") from error
+    return bytes(builder.Output())
+
+
+def operator_name(model, operator):
+    """The name of an operator's kind in the schema, such as `"CONV_2D"`."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]  # old files have only the latter
+
+
+@functools.cache
+def _operator_names():
+    members = vars(schema().BuiltinOperator).items()
+    return {value: name for name, value in members if isinstance(value, int)}
+
+
+class _AlignedBuilder(flatbuffers.Builder):
+    """Puts byte vectors (the buffers of weights) at multiples of 16.
+
+    The schema asks for it and kernels rely on it, but the Python object API forgets it.
+    """
+
+    def StartVector(self, elemSize, numElems, alignment):
+        return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
+
+
+def _problem(model):
+    """The first index that points outside its list, in words; empty if there is none."""
+    if not model.subgraphs or not model.buffers or not model.operatorCodes:
+        return "it has no subgraph, buffer or operator code"
+    for subgraph in model.subgraphs:
+        tensors = subgraph.tensors or []
+        for tensor in tensors:
+            if not 0 <= tensor.buffer < len(model.buffers):
+                return f"a tensor's buffer {tensor.buffer} does not exist"
+        for operator in subgraph.operators or []:
+            if not 0 <= operator.opcodeIndex < len(model.operatorCodes):
+                return f"an operator's code {operator.opcodeIndex} does not exist"
+            for indices in (operator.inputs, operator.outputs):
+                if indices is not None and any(not -1 <= index < len(tensors) for index in indices):
+                    return "an operator reads or writes a tensor that does not exist"
+    return ""

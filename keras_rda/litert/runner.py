@@ -1,0 +1,68 @@
+"""Stand-alone script: run LiteRT files in a process of its own, so that a crash loses one job only.
+
+`aarch64.run` starts it, with an emulated Python too: only the standard library, NumPy and `ai_edge_litert`, nothing of
+`keras_rda`.
+
+    python runner.py FOLDER
+
+FOLDER holds `jobs.json`, `{"repeats": n, "jobs": [{"id": 3, "path": "/file.tflite", "inputs": ["x"]}, …]}`, and of
+every job `3.in.npz`: the inputs in the order of their names; null for names: the only input, whatever it is called.
+Written as they come: `current`, the job at work; `3.out.npz` and `3.json`, `{"error": null, "outputs": ["y"]}`; and at
+the end `times.json`, id → seconds.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+
+def run(interpreter, names, arrays):
+    """Run one batch; return the outputs, name → array."""
+    runner = interpreter.get_signature_runner()
+    details = runner.get_input_details()
+    if names is None and len(details) == 1:
+        names = list(details)
+    if names is None or sorted(names) != sorted(details):
+        raise ValueError(f"the file takes the inputs {sorted(details)}; received {names or 'one array'}")
+    return runner(
+        **{name: np.asarray(array, details[name]["dtype"]) for name, array in zip(names, arrays, strict=True)}
+    )
+
+
+def main(folder):
+    plan = json.loads((folder / "jobs.json").read_text())
+    loaded = {}
+    for job in plan["jobs"]:
+        name, result = job["id"], {"error": None}
+        (folder / "current").write_text(str(name))
+        try:
+            interpreter = Interpreter(model_path=job["path"])
+            with np.load(folder / f"{name}.in.npz") as arrays:
+                outputs = run(interpreter, job["inputs"], list(arrays.values()))
+            np.savez(folder / f"{name}.out.npz", *outputs.values())
+            result["outputs"] = list(outputs)
+            loaded[name] = interpreter
+        except Exception as error:  # whatever it is, it is this job's result
+            result["error"] = " ".join(f"{type(error).__name__}: {error}".split())
+        (folder / f"{name}.json").write_text(json.dumps(result))
+
+    # Round by round over all files: what else the machine does meanwhile falls on all of them alike. Not through the
+    # signature's runner, which prepares the file anew each time.
+    seconds = {name: [] for name in loaded}
+    for _ in range(plan["repeats"]):
+        for name, interpreter in loaded.items():
+            (folder / "current").write_text(str(name))
+            start = time.perf_counter()
+            interpreter.invoke()
+            seconds[name].append(time.perf_counter() - start)
+    times = {name: statistics.median(values) for name, values in seconds.items() if values}
+    (folder / "times.json").write_text(json.dumps(times))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,281 @@
+"""Run LiteRT files, and compare their outputs with Keras'."""
+
+import dataclasses
+import pathlib
+
+import keras
+import numpy as np
+
+from keras_rda.litert import aarch64, flatbuffer
+
+# Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
+# of their size. A wrong file is off by far more (the defects seen start at 1e-2).
+RELATIVE_TOLERANCE = 1e-4
+# Kernels of different runtimes round quantised activations differently; zeros that are encoded rightly add nothing.
+QUANTIZED_FACTOR = 1.5
+MACHINES = ("aarch64",)
+_BATCH = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """How a file did in one runtime.
+
+    Attributes:
+        runtime: `"default delegate"`, `"no delegates"` (both on this machine) or `"aarch64"`.
+        largest: Largest absolute difference from Keras' outputs, of the output that comes closest to its tolerance or
+            furthest over it; None if the file did not run.
+        tolerance: The largest that is accepted for that output.
+        error: Why the file did not run; `""` if it did.
+    """
+
+    runtime: str
+    largest: float | None
+    tolerance: float | None
+    error: str = ""
+
+    @property
+    def passed(self):
+        # Written so that a NaN fails.
+        return bool(not self.error and self.largest <= self.tolerance)
+
+    def __str__(self):
+        if self.error:
+            return f"{self.runtime}: {self.error}"
+        return f"{self.runtime}: differs from Keras by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
+
+
+def predict(path, inputs, delegates=True):
+    """Run the LiteRT file at `path` on one batch.
+
+    Args:
+        path: The file.
+        inputs: An array with the batch first, or, for a file of several inputs, a dict of input name → array; Keras
+            names a file's inputs like the model's.
+        delegates: Whether to use the default delegate (XNNPACK), as applications do.
+
+    Returns:
+        Dict of output name → array. Keras names a file's outputs `output_0`, `output_1`, … unless the model returns a
+        dict.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a LiteRT file, or the inputs' names or shapes are not those of the file.
+        RuntimeError: the runtime refuses the file.
+    """
+    runs = interpreter(path, delegates)
+    signatures = list(runs.get_signature_list())
+    if not signatures:
+        raise ValueError(
+            f"The file {str(path)!r} has no signature, which Keras and TensorFlow 2 write into every file."
+        )
+    runner = runs.get_signature_runner(signatures[0])
+    details = runner.get_input_details()
+    if not isinstance(inputs, dict) and len(details) == 1:
+        inputs = dict.fromkeys(details, inputs)
+    names = sorted(inputs) if isinstance(inputs, dict) else "one array"
+    if names != sorted(details):
+        raise ValueError(f"The file {str(path)!r} takes a dict of the inputs {sorted(details)}; received {names}.")
+    arrays = {name: np.asarray(inputs[name], detail["dtype"]) for name, detail in details.items()}
+    for name, array in arrays.items():
+        shape = tuple(int(size) for size in details[name]["shape_signature"])
+        if len(shape) != array.ndim or any(a not in (-1, b) for a, b in zip(shape, array.shape, strict=True)):
+            raise ValueError(
+                f"The input '{name}' of {str(path)!r} has the shape {shape} (-1: any); received {array.shape}."
+            )
+    return runner(**arrays)
+
+
+def interpreter(path, delegates=True):
+    """`ai_edge_litert`'s interpreter of a file; errors as for `predict`."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    flatbuffer.read(path)  # the interpreter trusts what it reads
+    resolver = OpResolverType.AUTO if delegates else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    return Interpreter(model_path=str(path), experimental_op_resolver_type=resolver)
+
+
+class Reference:
+    """Inputs, and Keras' outputs for them.
+
+    Args:
+        model: A Sequential or Functional model (see `check_inputs`).
+        samples: A list of dicts of input name → array (1, …), or a whole batch where its size is fixed; by default,
+            random ones.
+
+    Attributes:
+        inputs: Array, or dict of input name → array if there are several.
+        outputs: Dict of output name → array.
+    """
+
+    def __init__(self, model, samples=None):
+        names = [tensor.name for tensor in model.inputs]
+        if samples:
+            count = 1 if model.inputs[0].shape[0] else _BATCH  # a fixed batch is one sample
+            inputs = {name: np.concatenate([sample[name] for sample in samples[:count]]) for name in names}
+        else:
+            random = np.random.default_rng(0)
+            highest = _indices(model)
+            inputs = {tensor.name: _random_batch(tensor, random, highest) for tensor in model.inputs}
+        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        outputs = model(keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure), training=False)
+        if not isinstance(outputs, dict):
+            outputs = {f"output_{i}": output for i, output in enumerate(keras.tree.flatten(outputs))}
+        self.outputs = {name: keras.ops.convert_to_numpy(output) for name, output in outputs.items()}
+        # A model that was cloned or loaded may have renamed its only input.
+        self.inputs = inputs if len(inputs) > 1 else inputs[names[0]]
+
+    @property
+    def finite(self):
+        return all(np.isfinite(output).all() for output in self.outputs.values())
+
+    def tolerances(self):
+        """What float32 rounding may change: dict of output name → largest absolute difference."""
+        return {name: RELATIVE_TOLERANCE * magnitude(output) for name, output in self.outputs.items()}
+
+    def check(self, path, tolerances):
+        """Run the file on this machine with the default delegate and without; return the `Check`s."""
+        checks = []
+        for runtime, delegates in (("default delegate", True), ("no delegates", False)):
+            try:
+                received = predict(path, self.inputs, delegates)
+            except (RuntimeError, ValueError) as error:
+                checks.append(Check(runtime, None, None, one_line(error)))
+            else:
+                checks.append(compare(self.outputs, received, tolerances, runtime))
+        return checks
+
+    def check_on(self, machine, paths, tolerances, repeats=0):
+        """Run files on another machine, in one go; return a `Check` and the seconds of one invocation for each."""
+        check_machine(machine)
+        runs = aarch64.run([(path, self.inputs) for path in paths], repeats)
+        return [
+            (
+                Check(machine, None, None, run.error)
+                if run.error
+                else compare(self.outputs, run.outputs, tolerances, machine),
+                run.seconds,
+            )
+            for run in runs
+        ]
+
+
+def compare(expected, received, tolerances, runtime=""):
+    """Compare two dicts of name → array, each output with its own tolerance; return the `Check` of the worst."""
+    if {name: np.shape(array) for name, array in expected.items()} != {
+        name: np.shape(array) for name, array in received.items()
+    }:
+        return Check(runtime, None, None, f"outputs of other names or shapes: {', '.join(map(str, received))}")
+    checks = []
+    for name, array in expected.items():
+        ours, theirs = np.asarray(array, "float64"), np.asarray(received[name], "float64")
+        largest = float(np.max(np.abs(theirs - ours), initial=0))
+        checks.append(Check(runtime, largest, tolerances[name]))
+    return max(checks, key=lambda check: (not check.passed, check.largest - check.tolerance))
+
+
+def magnitude(array):
+    """Largest absolute value; 0 for an empty array."""
+    return float(np.max(np.abs(np.asarray(array, "float64")), initial=0))
+
+
+def verify(model, path, machine=None):
+    """Compare a LiteRT file with the Keras model it came from, on random inputs.
+
+    A quantised file is accepted up to 10 % of each output's largest magnitude, one of float32 up to float32 rounding.
+
+    Args:
+        model: The Keras model.
+        path: The file.
+        machine: `"aarch64"` runs the file on AArch64 too: on an Arm machine natively, elsewhere emulated.
+
+    Returns:
+        List of `Check`: with the default delegate, without delegates, on the machine.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is no LiteRT file, or the inputs are not usable.
+        RuntimeError: the emulation is not set up.
+    """
+    if machine is not None:
+        check_machine(machine)
+    check_inputs(model)
+    reference = Reference(model)
+    quantized = is_quantized(flatbuffer.read(path))
+    relative = 0.1 if quantized else RELATIVE_TOLERANCE
+    tolerances = {name: relative * magnitude(output) for name, output in reference.outputs.items()}
+    if quantized:
+        steps = output_steps(flatbuffer.read(path))
+        tolerances = {name: value + steps.get(name, 0) for name, value in tolerances.items()}
+    checks = reference.check(path, tolerances)
+    if machine is not None:
+        checks.append(reference.check_on(machine, [path], tolerances)[0][0])
+    return checks
+
+
+def is_quantized(model):
+    """Whether a `ModelT` holds float16 or int8 weights."""
+    types = flatbuffer.schema().TensorType
+    return any(
+        tensor.type in (types.FLOAT16, types.INT8) and model.buffers[tensor.buffer].data is not None
+        for graph in model.subgraphs
+        for tensor in graph.tensors
+    )
+
+
+def output_steps(model):
+    """Of a `ModelT`: dict of output name → the step of its int8 values, for outputs that are dequantised at the end."""
+    graph = model.subgraphs[0]
+    sources = {}
+    for operator in graph.operators:
+        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE":
+            sources[operator.outputs[0]] = graph.tensors[operator.inputs[0]]
+    steps = {}
+    for output in model.signatureDefs[0].outputs if model.signatureDefs else []:
+        source = sources.get(output.tensorIndex)
+        if source is not None and source.quantization is not None and source.quantization.scale is not None:
+            steps[output.name.decode()] = float(max(source.quantization.scale))
+    return steps
+
+
+def check_inputs(model):
+    """Raise a `ValueError` for inputs that no batch can be drawn for."""
+    for tensor in model.inputs:
+        if None in tensor.shape[1:]:
+            raise ValueError(
+                f"The input '{tensor.name}' has the shape {tuple(tensor.shape)}: only the batch size may be unknown."
+            )
+        if tensor.dtype == "string":
+            raise ValueError(f"The input '{tensor.name}' takes strings; a LiteRT file of builtin operators cannot.")
+
+
+def one_line(error):
+    """The first line of an error's message that says something, without colours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def check_machine(machine):
+    if machine not in MACHINES:
+        raise ValueError(f"machine must be one of {', '.join(map(repr, MACHINES))}; received {machine!r}.")
+    if not aarch64.is_ready():
+        raise RuntimeError("AArch64 emulation is not set up: python3 -m keras_rda.litert.aarch64 does that.")
+
+
+def _indices(model):
+    """How many integers every embedding table of the model has rows for."""
+    rows, stack = [], [model]
+    while stack:
+        layer = stack.pop()
+        stack.extend(getattr(layer, "layers", []))
+        if isinstance(layer, keras.layers.Embedding):
+            rows.append(layer.input_dim)
+    return min(rows, default=2)
+
+
+def _random_batch(tensor, random, highest):
+    shape = (tensor.shape[0] or _BATCH, *tensor.shape[1:])
+    if "int" in tensor.dtype:
+        return random.integers(0, highest, shape).astype(tensor.dtype)
+    return random.uniform(-1, 1, shape).astype(tensor.dtype)
