@@ -1,11 +1,14 @@
 """Seeds, tiny models and the optimizers under test. Run with KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
 from hypothesis import settings
 
 import keras_rda
+from keras_rda.litert import aarch64, verification
 
 BACKEND = keras.backend.backend()
 
@@ -33,6 +36,32 @@ def _fresh_state():
     yield
     keras.config.set_dtype_policy("float32")
     keras.config.set_floatx("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _exported_files_run_on_aarch64(tmp_path_factory):
+    """Where AArch64 is set up, every file that the tests of a module export runs there too, in one process."""
+    if BACKEND != "tensorflow" or not aarch64.is_ready():
+        yield
+        return
+    export = importlib.import_module("keras_rda.litert.export")
+    folder, exported, original = tmp_path_factory.mktemp("aarch64"), [], export._check
+
+    def check(reference, file, *arguments):
+        result = original(reference, file, *arguments)
+        if all(check.passed for check in result[0]):
+            copy = folder / f"{len(exported)}.tflite"
+            copy.write_bytes(file.path.read_bytes())
+            exported.append((copy, reference, arguments[1]))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_check", check)
+        yield
+    runs = aarch64.run([(path, reference.inputs) for path, reference, _ in exported]) if exported else []
+    for run, (_, reference, tolerances) in zip(runs, exported, strict=True):
+        assert not run.error
+        assert verification.compare(reference.outputs, run.outputs, tolerances).passed
 
 
 @pytest.fixture(params=OPTIMIZERS)
