@@ -30,7 +30,13 @@ def cifar10():
 @needs_cifar10
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="minutes of compilation on JAX; the architectures are Keras' own")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of tensorflow-datasets and what it imports
-@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2", "ResNet50", "EfficientNetB0", "VGG16", "ResNet18"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("MobileNet", "VGG16", "ResNet18"),
+        *(pytest.param(name, marks=pytest.mark.every) for name in ("MobileNetV2", "ResNet50", "EfficientNetB0")),
+    ],
+)
 def test_architectures_train_and_get_sparse(name, cifar10):
     x, y = cifar10
     if name == "ResNet18":

@@ -73,7 +73,7 @@ def test_mobilenets_have_the_sizes_of_keras(name, ours):
     assert model.output_shape == (None, 7)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mobilenet(tmp_path_factory):
     """(model, {(half, sparse): file}) of a small MobileNetV1."""
     directory = tmp_path_factory.mktemp("mobilenet")
@@ -102,7 +102,7 @@ def test_mobilenets_of_this_package_run_sparse(mobilenet, tmp_path):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("name", ["MobileNet", "MobileNetV2"])
+@pytest.mark.parametrize("name", ["MobileNet", pytest.param("MobileNetV2", marks=pytest.mark.every)])
 def test_mobilenets_of_keras_do_not(name, tmp_path):
     model = getattr(keras.applications, name)((32, 32, 3), alpha=0.35 if name[-1] == "2" else 0.25, weights=None)
     found = xnnpack.sparse_kernels(export(sparsify(model), tmp_path / "model.tflite"))
@@ -221,7 +221,9 @@ TAILS = {
 
 @tensorflow_only
 @needs_emulation
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    "half", [pytest.param(False, id="float32"), pytest.param(True, id="float16", marks=pytest.mark.every)]
+)
 def test_repaired_files_are_right_where_plain_ones_are_not(half, tmp_path):
     # Several images of different scale: with one only, some defects do not show.
     images = np.random.default_rng(1).uniform(-1, 1, (3, 32, 32, 3)).astype("float32")
@@ -259,6 +261,17 @@ def test_repaired_files_are_right_where_plain_ones_are_not(half, tmp_path):
         else:
             assert plain.error is None, name
             assert is_right(plain, expected[number]) == (defect is None), name
+
+
+@tensorflow_only
+def test_export_repairs_tails_and_says_so(tmp_path):
+    """Where AArch64 is set up, the fixture of conftest.py also runs the files there."""
+    for name in ("kept mean → convolution", "ends in a kept mean"):
+        report = keras_rda.export(network(TAILS[name][0]), tmp_path / "model.tflite")
+        assert report.chosen.name == "sparse"
+        assert any("a RESHAPE restores the dimensions" in note for note in report.chosen.notes)
+        assert report.kernels.eligible
+        assert "note" in str(report)
 
 
 @tensorflow_only

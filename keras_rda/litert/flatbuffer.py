@@ -52,7 +52,7 @@ def pack(model):
     Raises:
         ValueError: the file would exceed the 2 GB of a FlatBuffer.
     """
-    builder = _AlignedBuilder(1024)
+    builder = _Builder(1024)
     try:
         builder.Finish(model.Pack(builder), _IDENTIFIER)
     except flatbuffers.builder.BuilderSizeError as error:
@@ -72,14 +72,27 @@ def _operator_names():
     return {value: name for name, value in members if isinstance(value, int)}
 
 
-class _AlignedBuilder(flatbuffers.Builder):
-    """Puts byte vectors (the buffers of weights) at multiples of 16.
+class _Builder(flatbuffers.Builder):
+    """Puts byte vectors (the buffers of weights) at multiples of 16, and writes equal vectors of numbers once.
 
-    The schema asks for it and kernels rely on it, but the Python object API forgets it.
+    The schema asks for the former and kernels rely on it, but the Python object API forgets it. The latter saves the
+    zero points of int8 files: 8 bytes for every channel of every weight and bias, all of them zero.
     """
+
+    def __init__(self, initial_size):
+        super().__init__(initial_size)
+        self._written = {}
 
     def StartVector(self, elemSize, numElems, alignment):
         return super().StartVector(elemSize, numElems, 16 if elemSize == 1 else alignment)
+
+    def CreateNumpyVector(self, x):
+        if x.itemsize == 1:
+            return super().CreateNumpyVector(x)
+        key = x.dtype.str, x.tobytes()
+        if key not in self._written:
+            self._written[key] = super().CreateNumpyVector(x)
+        return self._written[key]
 
 
 def _problem(model):
