@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import sys
 import zipfile
@@ -30,6 +31,8 @@ class _Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
+        except click.exceptions.Exit:  # of --help: a RuntimeError, but none of ours
+            raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise click.ClickException(verification.one_line(error)) from error
 
@@ -62,6 +65,7 @@ def compress(source, target, fold_batch_norm, as_json):
     """Remove dead channels from IN (.keras) and save the smaller model, with the same outputs, as OUT (.keras)."""
     if target.suffix != ".keras":
         raise click.BadParameter(f"must end in '.keras'; received '{target}'.", param_hint="OUT")
+    _check_folder(target)
     with _working(f"Compressing {source.name}"):
         smaller, result = keras_rda.compress(_load(source), fold_batch_norm=fold_batch_norm, report=True)
         # Beside the target and then renamed: what was there survives a failure.
@@ -86,6 +90,8 @@ def compress(source, target, fold_batch_norm, as_json):
 @_json_option
 def export(source, target, quantize, representative_data, machine, html, as_json):
     """Write IN (.keras) as the smallest LiteRT file that was verified."""
+    if html is not None:
+        _check_folder(html)
     data = None if representative_data is None else _arrays(representative_data)
     with _working(f"Exporting {source.name}"):
         result = keras_rda.export(_load(source), target, quantize, data, machine)
@@ -140,24 +146,46 @@ def _load(path):
         raise ValueError(f"'{path}' is no '.keras' file, or is cut off: it is not a whole zip archive.")
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
-    # Whatever Keras raises on a file that is cut off or corrupt, or on layers that are not registered.
+    # Whatever Keras raises on a file that is corrupt, or on layers that are not registered.
     except Exception as error:
-        raise ValueError(f"'{path}' cannot be loaded: {verification.one_line(error)}") from error
+        if "safe_mode" in str(error):
+            reason = "it carries Python code (a Lambda layer), which this command does not run"
+        else:
+            reason = verification.one_line(error)
+        advice = "If you trust it, or it has layers of your own, import those and call keras_rda from Python."
+        raise ValueError(f"'{path}' cannot be loaded: {reason.rstrip('.')}. {advice}") from error
 
 
 def _arrays(path):
-    data = np.load(path, allow_pickle=False)
-    return data if isinstance(data, np.ndarray) else dict(data)
+    try:
+        data = np.load(path, allow_pickle=False)
+        return data if isinstance(data, np.ndarray) else dict(data)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"'{path}' is no '.npy' or '.npz' file of numbers (numpy.save, numpy.savez).") from error
+
+
+def _check_folder(path):
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The directory '{path.parent}' does not exist; create it first.")
 
 
 @contextlib.contextmanager
 def _working(description):
-    """A bar on the terminal; yields a function that takes the share that is done."""
+    """A bar on the terminal; yields a function that takes the share that is done.
+
+    Meanwhile the log of TensorFlow's C++ code, which is not meant for users, goes nowhere.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda share: progress.update(task, total=1, completed=share)
+    sys.stderr.flush()
+    with os.fdopen(os.dup(2), "w") as terminal, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        console = Console(file=terminal)
+        try:
+            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+                task = progress.add_task(description, total=None)
+                yield lambda share: progress.update(task, total=1, completed=share)
+        finally:
+            os.dup2(terminal.fileno(), 2)
 
 
 def _show(text, data, as_json):

@@ -54,7 +54,7 @@ class SparsitySummary:
             table.add_row(row.path, shape, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}")
         table.add_section()
         zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
-        table.add_row("all trainable", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
+        table.add_row("all", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
         console = Console(width=120)
         with console.capture() as capture:
             console.print(table)

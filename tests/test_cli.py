@@ -88,7 +88,15 @@ def test_quantized_with_representative_data(folder):
     assert "needs representative_data" in run("export", "model.keras", "x.tflite", "--quantize", "int8", code=1)
 
 
+@pytest.mark.parametrize("command", ["", "inspect", "compress", "export", "verify", "benchmark"])
+def test_help(command):
+    assert "Usage:" in run(*command.split(), "--help")
+
+
 def test_wrong_pair_fails(folder):
+    small = keras.Sequential([layers.Input((5, 5, 3)), layers.Flatten(), layers.Dense(10)])
+    keras_rda.export(small, "small.tflite")
+    assert "received (2, 8, 8, 3)" in run("verify", "model.keras", "small.tflite", code=1)
     other = keras.Sequential([layers.Input((8, 8, 3)), layers.Flatten(), layers.Dense(10)])
     keras_rda.export(other, "other.tflite")
     message = run("verify", "model.keras", "other.tflite", code=1)
@@ -129,6 +137,11 @@ def test_wrong_words_and_missing_files_are_explained(folder):
     assert "must end in '.keras'; received 'out.h5'" in run("compress", "model.keras", "out.h5", code=2)
     assert "must end in '.tflite'" in run("export", "model.keras", "out.lite", code=1)
     assert "does not exist; create it first" in run("export", "model.keras", "nowhere/out.tflite", code=1)
+    assert "does not exist; create it first" in run("compress", "model.keras", "nowhere/out.keras", code=1)
+    assert "create it first" in run("export", "model.keras", "out.tflite", "--html", "nowhere/out.html", code=1)
+    assert not (folder / "out.tflite").exists()
+    data = ["--quantize", "int8", "--representative-data", "model.keras"]
+    assert "is no '.npy' or '.npz' file of numbers" in run("export", "model.keras", "out.tflite", *data, code=1)
     assert "'int4' is not one of" in run("export", "model.keras", "out.tflite", "--quantize", "int4", code=2)
 
 
@@ -140,7 +153,7 @@ def test_untrusted_models_run_no_code(folder):
     model.save("lambda.keras")
     (folder / "ran").unlink()  # building the model ran it
     message = run("compress", "lambda.keras", "out.keras", code=1)
-    assert message.startswith("Error: 'lambda.keras' cannot be loaded: ")
+    assert message.startswith("Error: 'lambda.keras' cannot be loaded: it carries Python code (a Lambda layer)")
     assert message.count("\n") == 1
     assert not (folder / "ran").exists()
 

@@ -129,6 +129,12 @@ class Builder:
             )(x),
             "relu": lambda x: layers.ReLU(max_value=self.pick([None, 6.0]))(x),
             "scalar": lambda x: x * 0.5 + self.pick([0.0, 1.0]),
+            "own activation": lambda x: layers.Conv2D(3, 1, activation=lambda x: x * x)(x),
+            "own activation layer": lambda x: layers.Activation(lambda x: keras.ops.cumsum(x, axis=1))(x),
+            "quotient": lambda x: x / (layers.Conv2D(x.shape[-1], 1, activation="sigmoid")(x) + 0.5),
+            "root": lambda x: keras.ops.sqrt(keras.ops.square(x) + 1.0),
+            "operator reshape": lambda x: keras.ops.reshape(x, (-1, x.shape[2], x.shape[1], x.shape[3])),
+            "statistics of the batch": lambda x: layers.BatchNormalization()(x, training=self.pick([None, True])),
             "leaky": lambda x: keras.ops.leaky_relu(x),
             "dropout": lambda x: layers.Dropout(0.5)(x),
             "pool": lambda x: layers.MaxPooling2D(2, strides=1, padding="same")(x),
@@ -193,7 +199,7 @@ def test_random_graphs_keep_their_outputs(data, fold):
     model = random_model(data.draw)
     weights = model.get_weights()
     smaller, report = keras_rda.compress(model, fold_batch_norm=fold, report=True)
-    assert_same_outputs(model, smaller, 1e-4)  # random networks without training amplify rounding
+    assert_same_outputs(model, smaller)
     added_biases = sum(row.channels[1] for row in report.rows if row.channels is not None)
     assert smaller.count_params() <= model.count_params() + added_biases
     again = keras_rda.compress(smaller, fold_batch_norm=fold)
@@ -240,8 +246,9 @@ def test_zero_padding_keeps_constants_that_are_not_zero():
     cut, _, report = channels(model)
     assert cut == {"a": (8, 6), "b": (4, 4)}  # the first sees the border: 1 inside, 0 outside
     (row, _) = report.rows
-    assert (row.zeros_kept, row.reasons) == (1, ("read by 'b'",))
-    assert "1: read by 'b'" in str(report)
+    assert row.zeros_kept == 1
+    assert row.reasons == ("a constant that 'b' cannot take over, because of its zero padding",)
+    assert "1: a constant that 'b' cannot take over" in str(report)
 
 
 def test_unread_channels_go_whatever_they_compute():
@@ -351,6 +358,29 @@ def test_nested_models_with_several_inputs_and_outputs():
     assert smaller.name == model.name
 
 
+def test_outputs_of_nested_models_keep_their_names():
+    inputs = keras.Input((8,))
+    heads = [
+        keras.Sequential([layers.Dense(8), layers.Dense(size)], name=name) for name, size in (("cls", 3), ("age", 1))
+    ]
+    model = keras.Model(inputs, [head(inputs) for head in heads])
+    smaller = channels(model)[1]
+    assert smaller.output_names == model.output_names == ["cls", "age"]
+    assert keras_rda.compress(smaller).output_names == ["cls", "age"]
+    smaller.compile("sgd", loss={"cls": "mse", "age": "mse"})
+    smaller.fit(np.ones((4, 8)), {"cls": np.ones((4, 3)), "age": np.ones((4, 1))}, verbose=0)
+
+
+def test_backbone_of_any_size_is_counted():
+    backbone = keras.Sequential([layers.Input((None, None, 3)), layers.Conv2D(4, 3)], name="backbone")
+    inputs = keras.Input((10, 10, 3))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(backbone(inputs)))
+    assert channels(model)[2].total("multiply_adds") == (64 * 3 * 9 * 4,) * 2
+    unknown = chain(layers.LSTM(3), shape=(4, 3))
+    assert channels(unknown)[2].total("multiply_adds") == (None, None)
+    assert "?" in str(channels(unknown)[2])
+
+
 def test_nested_model_used_twice():
     inner = keras.Sequential([layers.Input((4,)), layers.Dense(6, name="hidden"), layers.Dense(4)])
     inputs = keras.Input((4,))
@@ -390,6 +420,117 @@ def test_embedding_channels_and_masks():
     cut, smaller, _ = channels(model)
     assert cut["embedding"] == (8, 6)
     assert smaller.get_layer("embedding").mask_zero
+
+
+def dense_after(function, width=4):
+    """A dense layer with a dead unit, `function`, and a dense layer."""
+    inputs = keras.Input((5,))
+    hidden = layers.Dense(width, name="a")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(function(hidden)))
+    randomise(model, np.random.default_rng(0), zero_bias=0.0)
+    kill(model.get_layer("a"), [1])
+    model.get_layer("a").bias.assign(np.where(np.arange(width) == 1, 0, 1.0))
+    return model
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: keras.ops.clip(x, [-1.0, -0.5, -0.1, 0.0], [1.0, 0.5, 0.1, 0.2]),
+        lambda x: keras.ops.clip(x, np.full(4, -1.0), np.full(4, 1.0)),
+        lambda x: keras.ops.vectorized_map(lambda row: row * 2, x),
+        lambda x: x + np.arange(4.0),
+        lambda x: layers.Activation(lambda x: keras.ops.cumsum(x, axis=-1))(x),
+        lambda x: layers.Dense(3, activation=lambda x: x[:, ::-1])(x),
+        lambda x: layers.Dense(3, kernel_regularizer=lambda w: keras.ops.sum(w))(x),
+        lambda x: layers.Dense(3, kernel_constraint=lambda w: w)(x),
+    ],
+    ids=["lists", "arrays", "map", "constant", "own mixing", "own activation", "own regularizer", "own constraint"],
+)
+def test_code_of_the_users_own(function):
+    channels(dense_after(function))
+
+
+def test_reshapes_by_operators_are_cut():
+    for shape in ((-1, 6), (-1, 1, 1, 6), (-1, 1, 6)):
+        model = dense_after(lambda x, shape=shape: keras.ops.reshape(x, shape), width=6)
+        assert channels(model)[0]["a"] == (6, 5)
+
+
+def test_placeholders_stay_finite():
+    """Nobody reads the quotient: but 0 / 0 times a weight of zero would be NaN."""
+    inputs = keras.Input((5,))
+    quotient = layers.Dense(4, name="a")(inputs) / layers.Dense(4, activation="softplus", name="b")(inputs)
+    root = keras.ops.sqrt(layers.Dense(4, activation="softplus", bias_initializer="ones", name="c")(inputs) - 0.5)
+    model = keras.Model(inputs, layers.Dense(2, kernel_initializer="zeros")(layers.Concatenate()([quotient, root])))
+    model.get_layer("c").bias.assign(np.full(4, 9.0))
+    assert channels(model)[0]["a"] == (4, 1)
+
+
+def test_a_layer_with_one_call_that_is_a_wall_stays_whole():
+    inputs = keras.Input((6, 6))
+    for swap in (False, True):
+        x = layers.Dense(6, name="a")(inputs)
+        both = [x, layers.Permute((2, 1))(x)]
+        shared = layers.Dense(6, name="shared")
+        model = keras.Model(inputs, layers.Add()([shared(tensor) for tensor in (reversed(both) if swap else both)]))
+        kill(model.get_layer("a"), [0, 1])
+        assert channels(model)[0]["shared"] == (6, 6)
+    first, second = (layers.Dense(6, name=name)(inputs) for name in "ab")
+    normalization = layers.BatchNormalization()
+    model = keras.Model(inputs, layers.Dense(2)(normalization(first) + normalization(second, training=True)))
+    kill(model.get_layer("a"), [0])
+    kill(model.get_layer("b"), [0])
+    channels(model)
+
+
+def test_layers_with_state_beside_their_configuration_are_shared():
+    @keras.saving.register_keras_serializable("tests")
+    class Factor(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.factor = 1.0
+
+        def call(self, x):
+            return x * self.factor
+
+    factor = Factor(name="factor")
+    factor.factor = 5.0
+    _, _, report = channels(dense_after(factor))
+    assert report.notes[-1] == "Factor 'factor': used by both models; its configuration does not make it anew."
+
+
+def test_depthwise_channel_without_weights_does_not_read():
+    """Its bias meets zero padding and stays; the channel that it would convolve goes as far as it can."""
+    model = chain(
+        layers.Dense(8, name="a"),
+        layers.Dense(6, name="b"),
+        layers.DepthwiseConv2D(3, padding="same", name="depthwise"),
+        layers.Conv2D(4, 3, padding="same"),
+    )
+    kill(model.get_layer("depthwise"), range(6))
+    model.get_layer("depthwise").bias.assign(np.ones(6))
+    cut, smaller, _ = channels(model)
+    assert cut["a"] == (8, 1)
+    assert cut["depthwise"] == (6, 6)
+    assert keras_rda.compress(smaller).count_params() == smaller.count_params()
+
+
+def test_optional_inputs_stay_optional():
+    inputs = keras.Input((5,)), keras.Input((5,), optional=True, name="optional")
+    model = keras.Model(inputs, layers.Dense(2)(inputs[0]))
+    smaller = keras_rda.compress(model)
+    smaller([np.ones((1, 5)), None])
+
+
+def test_normalizations_in_a_row_and_of_another_precision():
+    model = chain(layers.Dense(4), layers.BatchNormalization(), layers.BatchNormalization(), shape=(5,))
+    smaller = keras_rda.compress(model, fold_batch_norm=True)
+    assert [type(layer).__name__ for layer in smaller.layers] == ["InputLayer", "Dense", "Identity"]
+    assert smaller.output_names == [model.layers[-1].name]
+    assert_same_outputs(model, smaller)
+    model = chain(layers.Dense(4, dtype="mixed_float16"), layers.BatchNormalization(dtype="float32"), shape=(5,))
+    assert len(keras_rda.compress(model, fold_batch_norm=True).layers) == 3
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -564,14 +705,12 @@ def test_subclassed_and_other_objects_are_refused():
         def call(self, x):
             return 2 * super().call(x)
 
-    with pytest.raises(
-        ValueError, match=r"Subclassed '.*', whose layers are called in Python\. Build the same network"
-    ):
+    with pytest.raises(ValueError, match=r"Subclassed '.*' has none\. Its layers are called in Python: build the same"):
         keras_rda.compress(Subclassed())
     inputs = keras.Input((3,))
     with pytest.raises(ValueError, match="Overridden"):
         keras_rda.compress(Overridden(inputs, layers.Dense(2)(inputs)))
-    with pytest.raises(ValueError, match="that is built"):
+    with pytest.raises(ValueError, match=r"Build it first: put a keras\.Input\(shape\) before its layers"):
         keras_rda.compress(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(TypeError, match=r"takes a keras\.Model; received Dense"):
         keras_rda.compress(layers.Dense(2))

@@ -191,8 +191,14 @@ def test_representative_data_is_needed_and_checked(tmp_path):
         keras_rda.export(model, path, "int8")
     with pytest.raises(ValueError, match=r"must have the shape \(None, 8, 8, 3\); received \(5, 9, 9, 3\)"):
         keras_rda.export(model, path, "int8", np.zeros((5, 9, 9, 3)))
-    with pytest.raises(ValueError, match="without labels"):
+    with pytest.raises(ValueError, match=r"dataset\.map\(lambda x, y: x\)"):
         keras_rda.export(model, path, "int8", [(np.zeros((5, 8, 8, 3)), np.zeros(5))])
+    with pytest.raises(ValueError, match=r"values that are not finite"):
+        keras_rda.export(model, path, "int8", np.full((5, 8, 8, 3), np.nan))
+    with pytest.raises(TypeError, match=r"is a function; give what it returns"):
+        keras_rda.export(model, path, "int8", lambda: [np.zeros((5, 8, 8, 3))])
+    with pytest.raises(TypeError, match=r"received str\. Load it first"):
+        keras_rda.export("model.keras", path)
     with pytest.raises(ValueError, match="representative_data is empty"):
         keras_rda.export(model, path, "int8", np.zeros((0, 8, 8, 3)))
     with pytest.raises(
@@ -202,6 +208,34 @@ def test_representative_data_is_needed_and_checked(tmp_path):
     with pytest.raises(ValueError, match=r"machine must be one of 'aarch64'; received 'mips'"):
         keras_rda.export(model, path, machine="mips")
     assert not list(tmp_path.iterdir())
+
+
+@tensorflow_only
+def test_outputs_that_rounding_destroys_are_named(tmp_path):
+    """One scale for all channels of an output: beside values of a thousand, those of one are rounded to a constant."""
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(16, activation="relu")(inputs)
+    large, small = keras.layers.Dense(1)(hidden) * 1000.0, keras.layers.Dense(3)(hidden)
+    model = keras.Model(inputs, keras.layers.Concatenate()([large, small]))
+    data = np.random.default_rng(0).normal(size=(50, 8)).astype("float32")
+    with pytest.warns(UserWarning, match="3 of 4 channels of 'output_0' differ from Keras by as much as they vary"):
+        report = keras_rda.export(model, tmp_path / "model.tflite", "int8", data)
+    assert report.lost == ("3 of 4 channels of 'output_0'",)
+    assert "lost in rounding" in str(report)
+    batches = [data[:25], data[25:]]
+    with pytest.warns(UserWarning, match="3 of 4 channels"):
+        again = keras_rda.export(model, tmp_path / "model.tflite", "int8", batches)
+    assert again.to_dict()["max_difference"] == report.max_difference
+
+
+@tensorflow_only
+def test_recurrent_layers_are_told_to_unroll(tmp_path):
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4)])
+    with pytest.raises(keras_rda.ExportError, match=r"TensorList.*Recurrent layers need unroll=True") as caught:
+        keras_rda.export(model, tmp_path / "model.tflite")
+    assert "\n" not in str(caught.value)
+    model = keras.Sequential([keras.Input((5, 3)), keras.layers.LSTM(4, unroll=True)])
+    assert keras_rda.export(model, tmp_path / "model.tflite").chosen.passed
 
 
 @tensorflow_only
@@ -231,7 +265,7 @@ def test_report_as_table_dictionary_and_page(tmp_path):
     assert plain["multiply_adds"] == 64 * 3 * 9 * 32 + 36 * 32 * 9 * 64 + 64 * 10
     assert plain["gzip_bytes"] < plain["dense_gzip_bytes"]
     text = str(report)
-    for part in ("information-theoretic floor", "latency, sparse", "zeros faster, Arm", "no: ", "not written"):
+    for part in ("information-theoretic floor", "latency, sparse", "zeros faster, Arm", "no: ", "not tried: larger"):
         assert part in text
     report.to_html(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

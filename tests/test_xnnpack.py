@@ -10,7 +10,7 @@ from conftest import BACKEND
 from test_aarch64 import needs_emulation
 
 import keras_rda
-from keras_rda.litert import aarch64, flatbuffer, repair, xnnpack
+from keras_rda.litert import aarch64, encode, flatbuffer, repair, xnnpack
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorFlow's converter
@@ -78,8 +78,12 @@ def mobilenet(tmp_path_factory):
     """(model, {(half, sparse): file}) of a small MobileNetV1."""
     directory = tmp_path_factory.mktemp("mobilenet")
     model = sparsify(keras_rda.models.MobileNetV1((64, 64, 3), alpha=0.5, classes=10))
-    kinds = [(half, sparse) for half in (False, True) for sparse in (False, True)]
-    return model, {kind: export(model, directory / f"{kind}.tflite", *kind) for kind in kinds}
+    files = {}
+    for half in (False, True):
+        files[half, False] = export(model, directory / f"{half}-dense.tflite", half, sparse=False)
+        files[half, True] = directory / f"{half}-sparse.tflite"
+        files[half, True].write_bytes(flatbuffer.pack(encode.encode(flatbuffer.read(files[half, False]))[0]))
+    return model, files
 
 
 @tensorflow_only
@@ -268,7 +272,7 @@ def test_export_repairs_tails_and_says_so(tmp_path):
     """Where AArch64 is set up, the fixture of conftest.py also runs the files there."""
     for name in ("kept mean → convolution", "ends in a kept mean"):
         report = keras_rda.export(network(TAILS[name][0]), tmp_path / "model.tflite")
-        assert report.chosen.name == "sparse"
+        assert "sparse" in report.chosen.name
         assert any("a RESHAPE restores the dimensions" in note for note in report.chosen.notes)
         assert report.kernels.eligible
         assert "note" in str(report)

@@ -47,6 +47,7 @@ class Reader:
         inputs, outputs: Ids (in,), (out,).
         weights: Bool (in, out): whether any weight from one to the other is not zero.
         absorbed: Bool (in,): whether the channel's value is a constant that the bias takes over exactly.
+        constant: Bool (in,): whether it is a constant at all; one that is not absorbed meets zero padding.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Reader:
     outputs: np.ndarray
     weights: np.ndarray
     absorbed: np.ndarray
+    constant: np.ndarray
 
 
 class Analysis:
@@ -63,10 +65,13 @@ class Analysis:
         self.channels = {}  # Tensor → Channels
         self.uses = {}  # id of a layer that is cut → its `rules.Use`
         self.opaque = set()  # tensors of which nothing is cut, along any axis
+        self.walled = {}  # id of a layer of which a call is a wall → why
         self.notes = []
         self.readers = []
         self._count = 0
         self._ties = []
+        self._follows = []
+        self._fragile = []
         self._fixed = []
 
     def fresh(self, number):
@@ -78,9 +83,18 @@ class Analysis:
         """Channels `first[i]` and `second[i]` stay or go together."""
         self._ties.append((first, second))
 
+    def follow(self, first, second):
+        """Channels `first[i]` and `second[i]` are kept or cut together, but one may be needed without the other."""
+        self._follows.append((first, second))
+
+    def fragile(self, ids):
+        """These channels go through a function that is not finite for some values: no place for placeholders."""
+        self._fragile.append(ids)
+
     def broadcast(self, source, target, name):
         """The one channel of `source` is read wherever one of `target` is needed, by the layer `name`."""
-        self.readers.append(Reader(name, source, target, np.ones((1, len(target)), bool), np.zeros(1, bool)))
+        never = np.zeros(1, bool)
+        self.readers.append(Reader(name, source, target, np.ones((1, len(target)), bool), never, never))
 
     def fix(self, ids, reason):
         """These channels stay."""
@@ -100,20 +114,32 @@ class Analysis:
         self.reason = {}
         for ids, reason in self._fixed:
             self._need(ids, reason)
-        done = [np.zeros(len(reader.outputs), bool) for reader in self.readers]
+        self._done = [np.zeros(len(reader.outputs), bool) for reader in self.readers]
+        fragile = np.zeros(self._count, bool)
+        for ids in self._fragile:
+            fragile[self.root[ids]] = True
+        while True:
+            self._propagate()
+            self.kept = self.needed.copy()
+            while self._keep_some() or self._equalise(equal_groups) or self._keep_followers():
+                pass
+            # A placeholder computes with zero weights, and would come out of a square root or a quotient as NaN.
+            if not self._need(np.flatnonzero(self.kept & ~self.needed & fragile), "its value must stay finite"):
+                break
+
+    def _propagate(self):
+        """Against the direction of the data: what a needed output is computed from is needed."""
         changed = True
         while changed:
             changed = False
-            # Against the direction of the data: most models are done in two rounds.
-            for reader, seen in zip(reversed(self.readers), reversed(done), strict=True):
+            for reader, seen in zip(reversed(self.readers), reversed(self._done), strict=True):
                 new = self.needed[self.root[reader.outputs]] & ~seen
                 if new.any():
                     seen |= new
                     read = reader.weights[:, new].any(axis=1) & ~reader.absorbed
-                    changed |= self._need(reader.inputs[read], f"read by '{reader.name}'")
-        self.kept = self.needed.copy()
-        while self._keep_some() or self._equalise(equal_groups):
-            pass
+                    stuck = f"a constant that '{reader.name}' cannot take over, because of its zero padding"
+                    changed |= self._need(reader.inputs[read & ~reader.constant], f"read by '{reader.name}'")
+                    changed |= self._need(reader.inputs[read & reader.constant], stuck)
 
     def is_needed(self, ids):
         return self.needed[self.root[ids]]
@@ -139,6 +165,15 @@ class Analysis:
         for channels in (*self.channels.values(), *(use.inputs for use in self.uses.values())):
             if len(channels) and not self.is_kept(channels.ids).any():
                 self.kept[self.root[channels.ids[0]]] = changed = True
+        return changed
+
+    def _keep_followers(self):
+        changed = False
+        for sides in self._follows:
+            kept = np.any([self.is_kept(ids) for ids in sides], axis=0)
+            for ids in sides:
+                if not self.is_kept(ids[kept]).all():
+                    self.kept[self.root[ids[kept]]] = changed = True
         return changed
 
     def _equalise(self, equal_groups):

@@ -1,5 +1,7 @@
 """`compress`: analyse, cut, report."""
 
+import warnings
+
 import keras
 
 from keras_rda.compression import graph, rules, surgery
@@ -21,7 +23,8 @@ def compress(model, fold_batch_norm=False, report=False):
     not matter who put the zeros there. Scattered zeros stay in the smaller kernels: `export` is for them.
 
     The outputs are the same when the model predicts, up to float32 rounding. Nested models come out unrolled; inputs,
-    outputs and names of layers stay. Channels do not cross a layer that is not known (`CompressionReport.notes`).
+    outputs and their names stay, and so do the names of layers. Channels do not cross a layer that is not known
+    (`CompressionReport.notes`).
 
     Args:
         model: A built Sequential or Functional model. It is not changed.
@@ -40,11 +43,19 @@ def compress(model, fold_batch_norm=False, report=False):
         raise TypeError(f"compress() takes a keras.Model; received {type(model).__name__}.")
     if not is_supported(model):
         raise ValueError(
-            f"compress() needs the graph of a Sequential or Functional model that is built; received "
-            f"{type(model).__name__} '{model.name}', whose layers are called in Python. Build the same network with "
-            "keras.Model(inputs, outputs) from the layers that it holds, and compress that."
+            f"compress() needs the graph of a Sequential or Functional model; {type(model).__name__} '{model.name}' "
+            f"has none. {graph.advice(model)}"
         )
     flat = graph.read(model)
+    with warnings.catch_warnings():
+        # Layers are made from their configuration in this process, with the user's own functions put back.
+        warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
+        analysis = _analyse(flat)
+        smaller, made, tensors = surgery.build(model, flat, analysis, fold_batch_norm)
+    return (smaller, make_report(flat, analysis, made, tensors)) if report else smaller
+
+
+def _analyse(flat):
     analysis = Analysis()
     for tensor in flat.inputs:
         analysis.channels[tensor] = rules.opaque(analysis, tensor, "an input of the model")
@@ -53,10 +64,12 @@ def compress(model, fold_batch_norm=False, report=False):
     for tensor in flat.outputs:
         analysis.fix(analysis.channels[tensor].ids, "an output of the model")
     names = {id(call.layer): call.name for call in flat.calls}
+    for key in analysis.uses.keys() & analysis.walled.keys():  # one call of the layer is a wall: it stays whole
+        for channels in (analysis.uses[key].inputs, analysis.uses[key].outputs):
+            analysis.fix(channels.ids, analysis.walled[key])
     groups = []
     for key, use in analysis.uses.items():
         analysis.readers.extend(use.rule.readers(use, names[key]))
         groups.extend(use.rule.equal_groups(use))
     analysis.solve(groups)
-    smaller, made = surgery.build(model, flat, analysis, fold_batch_norm)
-    return (smaller, make_report(flat, analysis, made)) if report else smaller
+    return analysis

@@ -12,10 +12,14 @@ import keras
 
 @dataclasses.dataclass(eq=False)
 class Tensor:
-    """A symbolic tensor of the unrolled graph; `shape` has the batch first, None where unknown."""
+    """A symbolic tensor of the unrolled graph; `shape` has the batch first, None where unknown.
+
+    `optional`: an input of the model that may be None.
+    """
 
     shape: tuple
     dtype: str
+    optional: bool = False
 
 
 @dataclasses.dataclass(eq=False)
@@ -67,10 +71,23 @@ def functional(model):
     return model
 
 
+def advice(model):
+    """What to do about a model without a graph."""
+    if isinstance(model, keras.Sequential):
+        return "Build it first: put a keras.Input(shape) before its layers, or call model.build((None, *shape))."
+    return (
+        "Its layers are called in Python: build the same network with keras.Model(inputs, outputs) from the layers it "
+        "holds."
+    )
+
+
 def read(model):
     """Return the `Graph` of a functional `model` (see `functional`)."""
     model = functional(model)
-    inputs = [Tensor(tuple(tensor.shape), tensor.dtype) for tensor in model.inputs]
+    inputs = [
+        Tensor(tuple(tensor.shape), tensor.dtype, getattr(tensor._keras_history.operation, "optional", False))
+        for tensor in model.inputs
+    ]
     names = {}
     calls = []
     outputs = _unroll(model, inputs, (), {}, calls, names)

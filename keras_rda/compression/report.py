@@ -46,9 +46,11 @@ class CompressionReport:
     notes: tuple[str, ...]
 
     def total(self, name):
-        """(before, after) of `"parameters"`, `"multiply_adds"` or `"bytes"`; unknown multiply-adds count as 0."""
+        """(before, after) of `"parameters"`, `"multiply_adds"` or `"bytes"`; None if it is unknown of a layer."""
         pairs = [getattr(row, name) for row in self.rows]
-        return tuple(sum(pair[side] or 0 for pair in pairs) for side in (0, 1))
+        return tuple(
+            None if any(pair[side] is None for pair in pairs) else sum(pair[side] for pair in pairs) for side in (0, 1)
+        )
 
     def to_dict(self):
         """The report as plain dicts, lists, strings and numbers."""
@@ -82,8 +84,12 @@ def _change(pair):
     return before if before == after else f"{before} → {after}"
 
 
-def make_report(graph, analysis, made):
-    """Compare every layer with weights with its successor (`made`: {id of a layer: new layer})."""
+def make_report(graph, analysis, made, tensors):
+    """Compare every layer with weights with its successor.
+
+    `made`: {id of a layer: new layer}; `tensors`: {`Tensor`: new symbolic tensor}, which know their size also inside a
+    nested model that was built for any size.
+    """
     rows, seen = [], set()
     calls = collections.defaultdict(list)
     for call in graph.calls:
@@ -102,7 +108,7 @@ def make_report(graph, analysis, made):
                 kind=type(layer).__name__,
                 channels=_channels(use, analysis),
                 parameters=_pair(sum(math.prod(weight.shape) for weight in item.weights) for item in pair),
-                multiply_adds=_pair(_multiply_adds(item, calls[key]) for item in pair),
+                multiply_adds=_pair(_multiply_adds(item, calls[key], tensors) for item in pair),
                 bytes=_pair(sum(_bytes(weight) for weight in item.weights) for item in pair),
                 zeros_kept=len(dead),
                 reasons=tuple(analysis.reasons(dead)),
@@ -134,26 +140,39 @@ def _bytes(weight):
     return keras.ops.convert_to_numpy(weight).nbytes
 
 
-def _multiply_adds(layer, calls):
+def _multiply_adds(layer, calls, tensors):
     """Weights times the positions at which each is used, over all calls of the layer."""
+    if isinstance(layer, layers.MultiHeadAttention):
+        return _attention(layer, [tensors[call.inputs[0]].shape for call in calls])
     if type(layer) not in _POSITIONS:
-        return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
+        elementwise = isinstance(layer, layers.PReLU | layers.Embedding)
+        return None if not elementwise and any(len(weight.shape) > 1 for weight in layer.weights) else 0
     total = 0
     for call in calls:
-        tensor = call.inputs[0] if _POSITIONS[type(layer)] == "inputs" else call.outputs[0]
-        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else len(tensor.shape) - 1
-        positions = [size for i, size in enumerate(tensor.shape) if i not in (0, axis)]
+        shape = tensors[call.inputs[0] if _POSITIONS[type(layer)] == "inputs" else call.outputs[0]].shape
+        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else len(shape) - 1
+        positions = [size for i, size in enumerate(shape) if i not in (0, axis)]
         if None in positions:
             return None
         total += math.prod(positions) * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
     return total
 
 
+def _attention(layer, shapes):
+    """Projections and attention itself, of as many keys as queries."""
+    if any(None in shape[1:] for shape in shapes):
+        return None
+    tokens = [math.prod(shape[1:-1]) for shape in shapes]
+    kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 2)
+    heads = layer.num_heads * (layer.key_dim + layer.value_dim)
+    return sum(count * kernels + count**2 * heads for count in tokens)
+
+
 def _layers(*names):
     return [getattr(layers, name) for name in names]
 
 
-# Where the positions of a kernel are counted; the layers that are not here multiply nothing or are not counted.
+# Where the positions of a kernel are counted; the other layers multiply element by element, or are not counted.
 _POSITIONS = {
     layers.Dense: "outputs",
     **dict.fromkeys(_layers("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"), "outputs"),

@@ -51,7 +51,18 @@ def forward(analysis, call):
     if rule is None:
         analysis.notes.append(f"{kind.__name__} '{call.name}': unknown, so no channel is cut on either side of it.")
         return wall(analysis, call, f"unknown layer '{call.name}'")
+    if isinstance(rule, Rule) and not _has_configuration(call.layer):
+        return wall(analysis, call, f"'{call.name}' has no configuration from which a smaller one can be made")
     return rule(analysis, call)
+
+
+def _has_configuration(layer):
+    """Whether the layer can say how it was made: one with a regularizer or constraint without configuration cannot."""
+    try:
+        layer.get_config()
+    except (NotImplementedError, TypeError, ValueError, AttributeError):
+        return False
+    return True
 
 
 def wall(analysis, call, reason):
@@ -61,6 +72,7 @@ def wall(analysis, call, reason):
             analysis.fix(analysis.channels[tensor].ids, reason)
     for tensor in call.outputs:
         analysis.channels[tensor] = opaque(analysis, tensor, reason)
+    analysis.walled[id(call.layer)] = reason
 
 
 def opaque(analysis, tensor, reason, axis=-1):
@@ -79,6 +91,17 @@ def _mixing(analysis, call):
 
 def _channel_axis(layer, rank):
     return 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
+
+
+def _fragile(rule):
+    """`rule`, for a function that is not finite everywhere."""
+
+    def fragile(analysis, call):
+        for tensor in call.inputs:
+            analysis.fragile(analysis.channels[tensor].ids)
+        return rule(analysis, call)
+
+    return fragile
 
 
 def _single(analysis, call, axis=None):
@@ -125,9 +148,9 @@ def _elementwise(analysis, call):
     # Arrays among the arguments, or kept by an operation, may have a number for each channel.
     others = [*call.args, *call.kwargs.values()]
     if not isinstance(call.layer, layers.Layer):
-        others += vars(call.layer).values()
+        others += [value for name, value in vars(call.layer).items() if not name.startswith("_")]
     arrays = [other for other in others if hasattr(other, "shape") and not isinstance(other, Tensor)]
-    lists = [other for other in (*call.args, *call.kwargs.values()) if isinstance(other, (list, tuple, dict))]
+    lists = [other for other in others if isinstance(other, (list, tuple, dict))]
     if channels is None or lists or any(math.prod(array.shape) > 1 for array in arrays):
         return wall(analysis, call, f"'{call.name}' combines tensors")
     shape = [1] * len(call.inputs[0].shape)
@@ -172,7 +195,9 @@ def _activation(layer):
 def _activation_layer(analysis, call):
     if call.layer.activation in _ELEMENTWISE:
         return _elementwise(analysis, call)
-    return _softmax_like(analysis, call, -1)
+    if call.layer.activation in (keras.activations.softmax, keras.activations.log_softmax):
+        return _softmax_like(analysis, call, -1)
+    return _mixing(analysis, call)
 
 
 def _softmax(analysis, call):
@@ -409,7 +434,8 @@ class Linear(Rule):
         absorbed = self._absorbs(use.layer, use.inputs.constant)
         for group, (ins, outs) in enumerate(self._groups(use.layer, len(use.inputs), len(use.outputs))):
             nonzero = self._sums(use.layer, group)[1]
-            yield Reader(name, use.inputs.ids[ins], use.outputs.ids[outs], nonzero, absorbed[ins])
+            constant = np.isfinite(use.inputs.constant[ins])
+            yield Reader(name, use.inputs.ids[ins], use.outputs.ids[outs], nonzero, absorbed[ins], constant)
 
     def equal_groups(self, use):
         groups = getattr(use.layer, "groups", 1)
@@ -472,7 +498,11 @@ class Depthwise(Rule):
         constant = channels.constant if uniform else _zero_stays(layer, channels.constant)
         with np.errstate(invalid="ignore"):
             value = np.where(nonzero, constant[:, None] * total, 0).reshape(-1)
-        return np.repeat(channels.ids, kernel.shape[-1]), value + _bias(layer, len(value))
+        # A channel without weights is not read: its outputs, a bias, may be needed without it.
+        ids = np.repeat(channels.ids, kernel.shape[-1])
+        dead = np.repeat(~nonzero.any(axis=1), kernel.shape[-1])
+        ids = _split(analysis, ids, dead)
+        return ids, value + _bias(layer, len(value))
 
     def _kernel(self, layer, channels):
         """(taps, channels, outputs of a channel)."""
@@ -563,7 +593,7 @@ class PerChannel(Rule):
             return channels.ids, np.where(channels.constant >= 0, channels.constant, uniform * channels.constant)
         scale, offset = normalization(layer)
         value = np.where(scale == 0, 0, channels.constant * scale) + offset
-        return channels.ids, np.where(np.isfinite(value), value, np.nan)
+        return _split(analysis, channels.ids, scale == 0), np.where(np.isfinite(value), value, np.nan)
 
     def weights(self, use, cut):
         return [
@@ -600,8 +630,9 @@ class Heads(Rule):
     """Multi-head attention: its inputs and outputs stay whole; heads that add nothing to the output go."""
 
     def __call__(self, analysis, call):
-        _mixing(analysis, call)
         layer = call.layer
+        _mixing(analysis, call)
+        del analysis.walled[id(layer)]  # inside, heads can go all the same
         if len(layer.weights) != (8 if layer.use_bias else 4):  # LoRA
             return
         heads = analysis.fresh(layer.num_heads)
@@ -634,6 +665,14 @@ class Heads(Rule):
             arrays[index] = arrays[index].compress(cut.keep_inputs, axis=arrays[index].ndim - 2)
         arrays[output[0]] = arrays[output[0]].compress(cut.keep_inputs, axis=0)  # (heads, size, out)
         return arrays
+
+
+def _split(analysis, ids, dead):
+    """Ids of their own for the `dead` channels, whose inputs are not read, but which are cut only with them."""
+    own = np.where(dead, -1, ids)
+    own[dead] = analysis.fresh(int(dead.sum()))
+    analysis.follow(ids[dead], own[dead])
+    return own
 
 
 def normalization(layer):
@@ -747,6 +786,11 @@ RULES = {
         _named(
             *("Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise", "SpatialDropout1D", "SpatialDropout2D"),
             *("SpatialDropout3D", "ActivityRegularization", "Identity"),
+            # Augmentation, which happens in training only.
+            *("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomErasing"),
+            *("RandomElasticTransform", "RandomFlip", "RandomGaussianBlur", "RandomGrayscale", "RandomHue"),
+            *("RandomInvert", "RandomPerspective", "RandomPosterization", "RandomRotation", "RandomSaturation"),
+            *("RandomSharpness", "RandomShear", "RandomTranslation", "RandomZoom"),
         ),
         _identity,
     ),
@@ -789,11 +833,13 @@ INTERNAL = {
     "Add": _ADD,
     "Subtract": _SUBTRACT,
     "Multiply": _MULTIPLY,
-    "Divide": _merge(_constants(lambda arrays: arrays[0] / arrays[1])),
-    "TrueDivide": _merge(_constants(lambda arrays: arrays[0] / arrays[1])),
+    **dict.fromkeys(("Divide", "TrueDivide"), _fragile(_merge(_constants(lambda arrays: arrays[0] / arrays[1])))),
     "Maximum": _MAXIMUM,
     "Minimum": _MINIMUM,
     "Concatenate": _concatenate,
+    **dict.fromkeys(("Log", "Log1p", "Reciprocal", "Rsqrt", "Sqrt"), _fragile(_elementwise)),
+    # Of masks.
+    **dict.fromkeys(("Any", "Cast", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), _mixing),
     "Reshape": Move("newshape"),
     "Mean": _reduce(zero_only=False),
     "Max": _reduce(zero_only=False),
@@ -803,7 +849,7 @@ INTERNAL = {
         (
             *("Abs", "Absolute", "Celu", "Clip", "Elu", "Exp", "Gelu", "HardShrink", "HardSigmoid", "HardSilu"),
             *("HardTanh", "LeakyRelu", "LogSigmoid", "Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Sign", "Silu"),
-            *("SoftShrink", "Softplus", "Softsign", "Sqrt", "Square", "Squareplus", "Tanh", "TanhShrink"),
+            *("SoftShrink", "Softplus", "Softsign", "Square", "Squareplus", "Tanh", "TanhShrink"),
         ),
         _elementwise,
     ),

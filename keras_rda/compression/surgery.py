@@ -26,13 +26,20 @@ class Cut:
 
 
 def build(model, graph, analysis, fold_batch_norm):
-    """Return (the new model, {id of a layer: its new layer}); what had to be shared is added to `analysis.notes`."""
+    """Return (new model, {id of a layer: its new layer}, {`Tensor`: new symbolic tensor}).
+
+    What had to be shared is added to `analysis.notes`.
+    """
     folds = _foldable(graph, analysis) if fold_batch_norm else {}
-    folded = {id(call.layer) for call in folds.values()}
+    folded = {id(call.layer) for calls in folds.values() for call in calls}
     made, values, tensors = {}, {}, {}
     for symbolic, tensor in zip(model.inputs, graph.inputs, strict=True):
         tensors[tensor] = keras.Input(
-            batch_shape=symbolic.shape, dtype=symbolic.dtype, sparse=symbolic.sparse, name=symbolic.name
+            batch_shape=symbolic.shape,
+            dtype=symbolic.dtype,
+            sparse=symbolic.sparse,
+            name=symbolic.name,
+            optional=tensor.optional,
         )
     inputs = [tensors[tensor] for tensor in graph.inputs]
     for call in graph.calls:
@@ -41,7 +48,7 @@ def build(model, graph, analysis, fold_batch_norm):
             tensors[call.outputs[0]] = tensors[call.inputs[0]]
             continue
         if key not in made:
-            made[key], values[key] = _remake(call, analysis, folds.get(key))
+            made[key], values[key] = _remake(call, analysis, folds.get(key, ()))
         args, kwargs = call.fill(tensors.__getitem__)
         outputs = made[key](*args, **kwargs)
         tensors.update(zip(call.outputs, keras.tree.flatten(outputs), strict=True))
@@ -50,27 +57,39 @@ def build(model, graph, analysis, fold_batch_norm):
             made[key].set_weights(arrays)
         if hasattr(made[key], "finalize_state"):  # preprocessing layers compute from their weights
             made[key].finalize_state()
-    outputs = [tensors[tensor] for tensor in graph.outputs]
     original = functional(model)
+    outputs = _named([tensors[tensor] for tensor in graph.outputs], original.output_names, made)
     smaller = keras.Model(
         keras.tree.pack_sequence_as(original.input, inputs),
         keras.tree.pack_sequence_as(original.output, outputs),
         name=model.name,
     )
-    return smaller, made
+    return smaller, made, tensors
 
 
-def _remake(call, analysis, fold):
+def _named(outputs, names, made):
+    """The outputs under the names that they had; only those of nested models lost theirs, to the layer inside."""
+    taken = {layer.name for layer in made.values()}
+    return [
+        tensor if name in taken or names.count(name) > 1 else keras.layers.Identity(name=name)(tensor)
+        for tensor, name in zip(outputs, names, strict=True)
+    ]
+
+
+def _remake(call, analysis, folds):
     """The layer with its channels cut, not yet built, and its weights (None: nothing to set)."""
     layer = call.layer
-    if not isinstance(layer, keras.layers.Layer):
-        return type(layer).from_config(layer.get_config()), None
     use = analysis.uses.get(id(layer))
-    if use is None:
+    if use is None or id(layer) in analysis.walled:
         return _copy(call, analysis)
     config = {**layer.get_config(), "name": call.name}
+    # Initialisers are replaced by a quick one that fits any shape (the weights are set below); what is the user's own
+    # code may have no configuration. The layer gets the originals once it is made.
     initializers = [key for key in config if key.endswith("_initializer") and hasattr(layer, key)]
-    config.update(dict.fromkeys(initializers, "zeros"))  # quick, and fit for any shape; the weights are set below
+    kept = [
+        key for key in config if key.endswith(("activation", "_regularizer", "_constraint")) and hasattr(layer, key)
+    ]
+    config.update(dict.fromkeys(initializers, "zeros") | dict.fromkeys(kept))
     cut = Cut(
         keep_inputs=analysis.is_kept(use.inputs.ids),
         need_inputs=analysis.is_needed(use.inputs.ids),
@@ -80,56 +99,81 @@ def _remake(call, analysis, fold):
     config = use.rule.config(config, use, cut)
     cut.use_bias = bool(config.get("use_bias"))
     arrays = use.rule.weights(use, cut)
-    if fold is not None:
+    for fold in folds:
         scale, offset = (value[cut.keep_outputs] for value in rules.normalization(fold.layer))
         arrays = use.rule.scaled(arrays, scale)
         bias = arrays.pop() * scale if cut.use_bias else 0
         arrays.append(np.where(cut.need_outputs[cut.keep_outputs], bias + offset, 0))
-        config["use_bias"] = True
+        config["use_bias"] = cut.use_bias = True
     new = type(layer).from_config(config)
-    for key in initializers:
+    for key in (*initializers, *kept):
         setattr(new, key, getattr(layer, key))
     return new, arrays
 
 
 def _copy(call, analysis):
-    """A layer that is not cut: made anew from its configuration or, where it has none that works, shared."""
+    """A layer that is not cut: made anew from its configuration or, where that does not give the same layer, shared."""
     layer = call.layer
-    if not hasattr(layer, "save_assets"):
-        try:
-            return type(layer).from_config({**layer.get_config(), "name": call.name}), layer.get_weights()
-        except (NotImplementedError, TypeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-    else:
-        reason = "it keeps data beside its weights"
-    analysis.notes.append(
-        f"{type(layer).__name__} '{call.name}': used by both models, not copied; its configuration does not make it "
-        f"anew ({reason})."
-    )
+    try:
+        new = type(layer).from_config({**layer.get_config(), "name": call.name})
+        if not isinstance(layer, keras.layers.Layer):
+            return new, None
+        # Some layers keep data beside their weights, as a vocabulary, and others' configuration may not tell all.
+        if not hasattr(layer, "save_assets") and (_is_keras(layer) or _is_equal(call, new)):
+            return new, layer.get_weights()
+    except Exception:  # whatever a layer of the user's own raises when it is made or called
+        pass
+    if isinstance(layer, keras.layers.Layer):
+        analysis.notes.append(
+            f"{type(layer).__name__} '{call.name}': used by both models; its configuration does not make it anew."
+        )
     return layer, None
 
 
+def _is_keras(layer):
+    return type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda)
+
+
+def _is_equal(call, new):
+    """Whether `new`, given the weights, computes what the call's layer does."""
+    random = np.random.default_rng(0)
+
+    def draw(tensor):
+        shape = [2 if size is None else size for size in tensor.shape]
+        values = random.normal(size=shape) if "float" in tensor.dtype else np.zeros(shape)
+        return keras.ops.convert_to_tensor(values.astype(tensor.dtype))
+
+    args, kwargs = call.fill(draw)
+    new(*args, **kwargs)
+    new.set_weights(call.layer.get_weights())
+    both = [keras.tree.flatten(layer(*args, **kwargs)) for layer in (call.layer, new)]
+    arrays = ([keras.ops.convert_to_numpy(output) for output in outputs] for outputs in both)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*arrays, strict=True))
+
+
 def _foldable(graph, analysis):
-    """{id of a layer: the call of the BatchNormalization that directly follows it and nothing else reads from it}."""
-    readers, calls = collections.Counter(graph.outputs), collections.Counter()
-    producers = {}
+    """{id of a layer: the calls of BatchNormalization after it, each of which alone reads what is before it}."""
+    readers = collections.Counter(graph.outputs)
+    uses = collections.Counter(id(call.layer) for call in graph.calls)
+    producers = {}  # tensor → call; behind a normalisation that is folded, the call that it is folded into
     for call in graph.calls:
         readers.update(call.inputs)
-        calls[id(call.layer)] += 1
         producers.update(dict.fromkeys(call.outputs, call))
     folds = {}
     for call in graph.calls:
-        use = analysis.uses.get(id(call.layer))
-        if use is None or type(call.layer) is not keras.layers.BatchNormalization or calls[id(call.layer)] > 1:
+        layer = call.layer
+        if type(layer) is not keras.layers.BatchNormalization or id(layer) not in analysis.uses or uses[id(layer)] > 1:
             continue
-        (tensor,) = call.inputs
-        producer = producers.get(tensor)
+        producer = producers.get(call.inputs[0])
         before = producer and analysis.uses.get(id(producer.layer))
         if (
             before is not None
             and isinstance(before.rule, rules.Linear | rules.Depthwise)
-            and calls[id(producer.layer)] == readers[tensor] == 1
+            and uses[id(producer.layer)] == readers[call.inputs[0]] == 1
+            and not {id(layer), id(producer.layer)} & analysis.walled.keys()
             and producer.layer.activation is keras.activations.linear
+            and producer.layer.dtype_policy == layer.dtype_policy
         ):
-            folds[id(producer.layer)] = call
+            folds.setdefault(id(producer.layer), []).append(call)
+            producers[call.outputs[0]] = producer
     return folds

@@ -55,10 +55,12 @@ class TensorEncoding:
     """How one constant of rank ≥ 2 is stored.
 
     Attributes:
-        name: The tensor's name in the file.
+        name: The tensor's name in the file, which TensorFlow's converter makes from names of layers; it may number them
+            otherwise than Keras does.
         operator: The operator that computes with it, such as `"CONV_2D"`.
         shape: Its shape in the dense file.
-        dtype: Its type in the dense file: `"float32"`, `"float16"` or `"int8"`.
+        dtype: Its type in the dense file: `"float32"`, `"float16"` or `"int8"`. The converter leaves small tensors in
+            float32 whatever was asked for.
         zeros: σ, the share of entries that are zero.
         encoding: `"dense"`, or such as `"sparse, 1-byte indices"`, followed by what else changed: `"float32 values"`
             are stored, the operator computes in `"float32 arithmetic"`, or it is expressed `"as a convolution"`.

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import os
 import pathlib
+import re
 import tempfile
 import warnings
 
@@ -48,9 +49,13 @@ def export(model, path, quantize=None, representative_data=None, machine=None):
             quantisation, the file falls back to what it can (see `ExportReport.candidates` and `TensorEncoding`).
         representative_data: Typical inputs, needed for `"int8"`, which takes the ranges of activations from the first
             200 of them: arrays as for `model.predict`, or an iterable of such batches (a `tf.data.Dataset`), without
-            labels. If given, files are compared with Keras on them; otherwise on random inputs.
+            labels. If given, files are compared with Keras on the first of them; otherwise on random inputs. (2 inputs
+            for float32 files, 16 for quantised ones.)
         machine: `"aarch64"`: run the files on AArch64 too, natively on an Arm machine, elsewhere emulated
             (`python3 -m keras_rda.litert.aarch64` sets that up).
+
+    Warns:
+        UserWarning: every kernel is zero, or rounding leaves nothing of some outputs (`ExportReport.lost`).
 
     Returns:
         `ExportReport`: sizes, encodings, differences, latencies; `print` shows a table.
@@ -77,7 +82,7 @@ def export(model, path, quantize=None, representative_data=None, machine=None):
     if machine is not None:
         verification.check_machine(machine)
     samples = None if representative_data is None else _samples(model, representative_data)
-    reference = verification.Reference(model, samples)
+    reference = verification.Reference(model, samples, quantized=quantize is not None)
     if not reference.finite:
         raise ExportError(f"The model '{model.name}' itself has outputs that are not finite; no file was written.")
     kernels = metrics.summarize([variable for variable in model.weights if is_kernel(variable)])
@@ -105,6 +110,7 @@ def export(model, path, quantize=None, representative_data=None, machine=None):
                 f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
                 + "; ".join(dict.fromkeys(tried))
             )
+        lost = reference.lost(file.path) if quantize else []
         report = ExportReport(
             path=str(path),
             chosen=file.candidate,
@@ -120,8 +126,15 @@ def export(model, path, quantize=None, representative_data=None, machine=None):
             kernels=xnnpack.sparse_kernels(file.path),
             kernels_here=xnnpack.here() or "",
             emulated_ratio=ratio,
+            lost=tuple(lost),
         )
         os.replace(file.path, path)
+    if lost:
+        warnings.warn(
+            f"Rounded to {quantize}, {'; '.join(lost)} differ from Keras by as much as they vary: constants would be "
+            "as good. Make outputs of different size separate outputs, or choose another quantisation.",
+            stacklevel=2,
+        )
     return report
 
 
@@ -203,8 +216,8 @@ def _check(reference, file, dense, tolerances, machine):
 
 
 def _latency(files, written):
-    """Of the dense file, the sparse one and the compressed one, as far as they run."""
-    timed = {name: files[name].path for name in ("dense", "sparse") if name in files}
+    """Of the dense file, the sparse one, the compressed ones and the one that is written, as far as they run."""
+    timed = {name: files[name].path for name in ("dense", "sparse", "compressed, dense") if name in files}
     timed[written.candidate.name] = written.path
     for name in [name for name, path in timed.items() if path != written.path]:
         try:
@@ -219,14 +232,23 @@ def _gzip_bytes(path):
 
 
 def _cause(error):
-    """The converter's words, without the trace of the graph."""
-    return verification.one_line(error)
+    """The converter's words in a line, without the trace of the graph."""
+    operators = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
+    if not operators:
+        return verification.one_line(error)
+    advice = ". Recurrent layers need unroll=True" if any("TensorList" in name for name in operators) else ""
+    return f"it needs TensorFlow's own {', '.join(operators)}{advice}."
 
 
 def _samples(model, data):
     """The first inputs of `data`: a list of dicts of input name → array (1, …)."""
     structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    batches = [data] if hasattr(data, "shape") or isinstance(data, (list, tuple, dict)) else data
+    if callable(data):
+        raise TypeError("representative_data is a function; give what it returns: representative_data=function().")
+    # A list is the inputs of a model that has several, else batches.
+    several = isinstance(structure, (list, tuple))
+    whole = hasattr(data, "shape") or isinstance(data, dict) or (several and isinstance(data, (list, tuple)))
+    batches = [data] if whole else data
     samples = []
     for batch in batches:
         try:
@@ -236,15 +258,17 @@ def _samples(model, data):
             arrays = keras.tree.flatten(batch)
             if len(model.inputs) > 1 or len(arrays) > 1:
                 raise ValueError(
-                    f"representative_data must have the structure of the model's inputs, {_names(structure)}, without "
-                    f"labels; received {_names(batch)}."
+                    f"representative_data must have the structure of the model's inputs, {_names(structure)}; received "
+                    f"{_names(batch)}. A tf.data.Dataset with labels: dataset.map(lambda x, y: x)."
                 ) from None
         arrays = [np.asarray(array) for array in arrays]
+        if not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
+            raise ValueError("representative_data has values that are not finite (NaN or infinity).")
         for array, tensor in zip(arrays, model.inputs, strict=True):
             if array.ndim != len(tensor.shape) or array.shape[1:] != tuple(tensor.shape[1:]):
                 raise ValueError(
                     f"representative_data for the input '{tensor.name}' must have the shape {tuple(tensor.shape)}; "
-                    f"received {array.shape}."
+                    f"received {array.shape}. The first axis is the batch's (tf.data.Dataset: dataset.batch(1))."
                 )
         size = model.inputs[0].shape[0] or 1
         for index in range(0, min(map(len, arrays)) - size + 1, size):
@@ -275,6 +299,9 @@ def _check_path(path):
 
 
 def _check_model(model):
+    if not isinstance(model, keras.Model):
+        hint = " Load it first: keras.models.load_model(path)." if isinstance(model, (str, os.PathLike)) else ""
+        raise TypeError(f"export() takes a keras.Model; received {type(model).__name__}.{hint}")
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             f"export() needs Keras' TensorFlow backend, and this process runs {keras.backend.backend()!r}. Save the "
@@ -283,11 +310,12 @@ def _check_model(model):
     if not getattr(model, "inputs", None):
         raise ValueError(
             f"export() needs a Sequential or Functional model that is built; received {type(model).__name__} "
-            f"'{getattr(model, 'name', model)}' without symbolic inputs. Wrap it: keras.Model(inputs, model(inputs)) "
-            "with inputs = keras.Input(shape)."
+            f"'{model.name}' without symbolic inputs. Wrap it: keras.Model(inputs, model(inputs)) with inputs = "
+            "keras.Input(shape)."
         )
     verification.check_inputs(model)
     if wrong := sorted({f"{layer.name} ({layer.compute_dtype})" for layer in _layers(model) if _is_low(layer)}):
+        wrong[3:] = [f"{len(wrong) - 3} more"] if len(wrong) > 3 else []
         raise ValueError(
             f"export() takes float32 models; these layers compute in another precision: {', '.join(wrong)}. Build the "
             "model under keras.config.set_dtype_policy('float32'), copy the weights with "

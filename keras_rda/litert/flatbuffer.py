@@ -38,7 +38,7 @@ def read(source):
         problem = _problem(model)
     # All that the parser raises on offsets that point nowhere.
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{name} is cut off or corrupt: {error}.") from error
+        raise ValueError(f"{name} is cut off or corrupt.") from error
     if problem:
         raise ValueError(f"{name} is cut off or corrupt: {problem}.")
     if any(buffer.offset > 1 for buffer in model.buffers):

@@ -5,7 +5,7 @@ import functools
 import pathlib
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
@@ -60,6 +60,7 @@ class ExportReport:
         kernels_here: Why they do not run faster on this machine; `""` if they may.
         emulated_ratio: Time of the dense file : time of this file on AArch64; None if that was not asked for. The times
             follow the work done; they are emulated, not a phone's, unless this is an Arm machine.
+        lost: Outputs of a quantised file that differ from Keras by as much as they vary.
     """
 
     path: str
@@ -76,6 +77,7 @@ class ExportReport:
     kernels: SparseKernels
     kernels_here: str
     emulated_ratio: float | None = None
+    lost: tuple[str, ...] = ()
 
     @property
     def floor_bytes(self):
@@ -150,12 +152,18 @@ class ExportReport:
         if self.floor_bytes:
             over = self.weight_bytes / self.floor_bytes
             table.add_row("weights", f"{self.weight_bytes:,} bytes; {over:.3f} × the information-theoretic floor")
+            table.add_row("graph, biases, scales", f"{self.bytes - self.weight_bytes:,} bytes")
         table.add_row("σ of the kernels", f"{self.sparsity:.4f}")
         for check in self.chosen.checks:
             table.add_row("verified", str(check))
+        for line in self.lost:
+            table.add_row("lost in rounding", f"{line} differ from Keras by as much as they vary")
         for candidate in self.candidates:
-            if candidate is not self.chosen:
-                table.add_row("not written", f"{candidate.name}, {candidate.bytes:,} bytes: {candidate.result}")
+            if candidate.checks and candidate != self.chosen:
+                table.add_row("failed", f"{candidate.name}, {candidate.bytes:,} bytes: {candidate.result}")
+        larger = [f"{candidate.name} ({candidate.bytes:,})" for candidate in self.candidates if not candidate.checks]
+        if larger:
+            table.add_row("not tried: larger", ", ".join(larger))
         for note in self.chosen.notes:
             table.add_row("note", note)
         for latency in self.latency:
@@ -167,29 +175,33 @@ class ExportReport:
             table.add_row(name, text)
         return table
 
-    def speed(self):
-        """Whether zeros run faster: pairs (where, what), in words."""
+    def speed(self, everything=False):
+        """Whether zeros run faster: pairs (where, what), in words; with `everything`, all reasons."""
         here = self.kernels_here or "XNNPACK's sparse kernels exist here"
+        reasons = self.kernels.reasons
         if self.kernels.eligible:
             elsewhere = f"yes, {len(self.kernels.operators)} convolutions run sparse"
+        elif everything or len(reasons) == 1:
+            elsewhere = f"no: {' '.join(reasons)}"
         else:
-            first, *others = self.kernels.reasons or ("no zeros are stored sparse",)
-            elsewhere = f"no: {first}" + (f" (and {len(others)} more: report.kernels.reasons)" if others else "")
+            elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.kernels.reasons)"
         return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere)]
 
 
 def tensor_table(tensors):
     """A `rich` table of how each tensor is stored."""
-    table = Table("tensor", "operator", "shape")
+    table = Table(Column("tensor, as the file names it", overflow="fold"), "operator", "type", "shape")
     for name in ("σ", "bytes", "dense", "floor"):
         table.add_column(name, justify="right")
     table.add_column("encoding")
     for tensor in tensors:
+        if not tensor.dense_bytes:
+            continue  # it shares the bytes of another
         numbers = (f"{value:,}" for value in (tensor.bytes, tensor.dense_bytes, tensor.floor_bytes))
         encoding = tensor.encoding + (f": {tensor.reason}" if tensor.reason else "")
         shape = " × ".join(map(str, tensor.shape))
-        table.add_row(tensor.name, tensor.operator, shape, f"{tensor.zeros:.4f}", *numbers, encoding)
+        table.add_row(tensor.name, tensor.operator, tensor.dtype, shape, f"{tensor.zeros:.4f}", *numbers, encoding)
     table.add_section()
     totals = (f"{sum(getattr(t, name) for t in tensors):,}" for name in ("bytes", "dense_bytes", "floor_bytes"))
-    table.add_row("all", "", "", "", *totals, "")
+    table.add_row("all", "", "", "", "", *totals, "")
     return table
