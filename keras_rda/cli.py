@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import zipfile
 
 import click
@@ -21,6 +22,11 @@ from keras_rda.litert import convert, flatbuffer, report, verification, weights
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 _machine_option = click.option("--machine", type=click.Choice(verification.MACHINES), help="Run the file there too.")
+_data_option = click.option(
+    "--representative-data",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="Typical inputs as .npy, or as .npz with an array for each input's name.",
+)
 _file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _new_file = click.Path(dir_okay=False, path_type=pathlib.Path)
 
@@ -69,12 +75,10 @@ def compress(source, target, fold_batch_norm, as_json):
     with _working(f"Compressing {source.name}"):
         smaller, result = keras_rda.compress(_load(source), fold_batch_norm=fold_batch_norm, report=True)
         # Beside the target and then renamed: what was there survives a failure.
-        beside = target.with_name(f".{target.stem}.new.keras")
-        try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
+            beside = pathlib.Path(directory) / target.name
             smaller.save(beside)
             beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
     _show(result, result.to_dict(), as_json)
 
 
@@ -82,9 +86,7 @@ def compress(source, target, fold_batch_norm, as_json):
 @click.argument("source", metavar="IN", type=_file)
 @click.argument("target", metavar="OUT.tflite", type=_new_file)
 @click.option("--quantize", type=click.Choice(convert.QUANTIZATIONS[1:]), help="Weights (int8: all) in fewer bits.")
-@click.option(
-    "--representative-data", type=_file, help="Typical inputs as .npy, or as .npz with an array for each input's name."
-)
+@_data_option
 @_machine_option
 @click.option("--html", type=_new_file, help="Also write the report as a page.")
 @_json_option
@@ -103,12 +105,14 @@ def export(source, target, quantize, representative_data, machine, html, as_json
 @main.command(name="verify")
 @click.argument("model", metavar="MODEL", type=_file)
 @click.argument("file", type=_file)
+@_data_option
 @_machine_option
 @_json_option
-def verify_command(model, file, machine, as_json):
+def verify_command(model, file, representative_data, machine, as_json):
     """Compare the outputs of the LiteRT FILE with those of MODEL (.keras); exit status 1 if they differ."""
     with _working(f"Verifying {file.name}"):
-        checks = verification.verify(_load(model), file, machine)
+        data = None if representative_data is None else _arrays(representative_data)
+        checks = verification.verify(_load(model), file, data, machine)
     table = Table("runtime", "difference from Keras", "accepted", "result")
     for check in checks:
         numbers = [check.error, ""] if check.error else [f"{check.largest:.3g}", f"{check.tolerance:.3g}"]
@@ -190,8 +194,8 @@ def _working(description):
 
 def _show(text, data, as_json):
     if as_json:
-        json.dump(data, sys.stdout, indent=2)
-        print()
+        # JSON has no NaN.
+        print(json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None), indent=2))
     elif isinstance(text, Table):
         Console(width=None if sys.stdout.isatty() else 140).print(text)
     else:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import zipfile
 
 import keras
 import numpy as np
@@ -140,7 +139,8 @@ def test_wrong_words_and_missing_files_are_explained(folder):
     assert "does not exist; create it first" in run("compress", "model.keras", "nowhere/out.keras", code=1)
     assert "create it first" in run("export", "model.keras", "out.tflite", "--html", "nowhere/out.html", code=1)
     assert not (folder / "out.tflite").exists()
-    data = ["--quantize", "int8", "--representative-data", "model.keras"]
+    (folder / "data.npy").write_text("no array")
+    data = ["--quantize", "int8", "--representative-data", "data.npy"]
     assert "is no '.npy' or '.npz' file of numbers" in run("export", "model.keras", "out.tflite", *data, code=1)
     assert "'int4' is not one of" in run("export", "model.keras", "out.tflite", "--quantize", "int4", code=2)
 
@@ -158,15 +158,18 @@ def test_untrusted_models_run_no_code(folder):
     assert not (folder / "ran").exists()
 
 
-def test_failed_save_keeps_the_previous_model(folder):
+def test_failed_save_keeps_the_previous_model(folder, monkeypatch):
     (folder / "small.keras").write_text("from before")
-    with zipfile.ZipFile("model.keras") as archive:
-        names = [name for name in archive.namelist() if "weights" not in name]
-        with zipfile.ZipFile("broken.keras", "w") as broken:
-            for name in names:
-                broken.writestr(name, archive.read(name))
-    run("compress", "broken.keras", "small.keras", code=1)
+    before = sorted(folder.iterdir())
+
+    def half(model, path):
+        path.write_text("half of a mod")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save", half)
+    assert run("compress", "model.keras", "small.keras", code=1) == "Error: No space left on device\n"
     assert (folder / "small.keras").read_text() == "from before"
+    assert sorted(folder.iterdir()) == before
 
 
 def test_command_is_installed():

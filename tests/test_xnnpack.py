@@ -63,6 +63,7 @@ def squeeze_and_excite(x):
     return layers.Multiply()([x, layers.Conv2D(32, 1)(scale)])
 
 
+@tensorflow_only  # building them takes JAX a minute, and nothing here depends on it
 @pytest.mark.parametrize(("name", "ours"), [("MobileNet", "MobileNetV1"), ("MobileNetV2", "MobileNetV2")])
 def test_mobilenets_have_the_sizes_of_keras(name, ours):
     theirs = getattr(keras.applications, name)((64, 64, 3), alpha=0.5, weights=None, classes=7)

@@ -63,7 +63,7 @@ class Analysis:
 
     def __init__(self):
         self.channels = {}  # Tensor → Channels
-        self.uses = {}  # id of a layer that is cut → its `rules.Use`
+        self.uses = {}  # id of a layer that is cut → its `cutting.Use`
         self.opaque = set()  # tensors of which nothing is cut, along any axis
         self.walled = {}  # id of a layer of which a call is a wall → why
         self.notes = []

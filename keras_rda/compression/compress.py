@@ -4,7 +4,7 @@ import warnings
 
 import keras
 
-from keras_rda.compression import graph, rules, surgery
+from keras_rda.compression import graph, layout, rules, surgery
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import make_report
 
@@ -58,7 +58,7 @@ def compress(model, fold_batch_norm=False, report=False):
 def _analyse(flat):
     analysis = Analysis()
     for tensor in flat.inputs:
-        analysis.channels[tensor] = rules.opaque(analysis, tensor, "an input of the model")
+        analysis.channels[tensor] = layout.opaque(analysis, tensor, "an input of the model")
     for call in flat.calls:
         rules.forward(analysis, call)
     for tensor in flat.outputs:

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from keras_rda.compression import rules
+from keras_rda.compression import cutting
 
 layers = keras.layers
 
@@ -123,14 +123,14 @@ def _pair(values):
 
 
 def _channels(use, analysis):
-    if not isinstance(getattr(use, "rule", None), rules.Rule):
+    if not isinstance(getattr(use, "rule", None), cutting.Rule):
         return None
     return len(use.outputs), int(analysis.is_kept(use.outputs.ids).sum())
 
 
 def _dead_and_kept(use, analysis):
     """Ids of outputs whose weights are all zero and that stayed."""
-    if use is None or not isinstance(use.rule, rules.Linear | rules.Depthwise):
+    if use is None or not isinstance(use.rule, cutting.Linear | cutting.Depthwise):
         return np.array([], int)
     ids = use.outputs.ids[~use.rule.alive(use)]
     return ids[analysis.is_kept(ids)]

@@ -6,7 +6,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from keras_rda.compression import rules
+from keras_rda.compression import cutting
 from keras_rda.compression.graph import functional
 
 
@@ -100,7 +100,7 @@ def _remake(call, analysis, folds):
     cut.use_bias = bool(config.get("use_bias"))
     arrays = use.rule.weights(use, cut)
     for fold in folds:
-        scale, offset = (value[cut.keep_outputs] for value in rules.normalization(fold.layer))
+        scale, offset = (value[cut.keep_outputs] for value in cutting.normalization(fold.layer))
         arrays = use.rule.scaled(arrays, scale)
         bias = arrays.pop() * scale if cut.use_bias else 0
         arrays.append(np.where(cut.need_outputs[cut.keep_outputs], bias + offset, 0))
@@ -168,7 +168,7 @@ def _foldable(graph, analysis):
         before = producer and analysis.uses.get(id(producer.layer))
         if (
             before is not None
-            and isinstance(before.rule, rules.Linear | rules.Depthwise)
+            and isinstance(before.rule, cutting.Linear | cutting.Depthwise)
             and uses[id(producer.layer)] == readers[call.inputs[0]] == 1
             and not {id(layer), id(producer.layer)} & analysis.walled.keys()
             and producer.layer.activation is keras.activations.linear

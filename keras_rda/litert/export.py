@@ -12,12 +12,13 @@ import keras
 import numpy as np
 
 from keras_rda import compression, metrics
-from keras_rda.litert import convert, encode, flatbuffer, repair, verification, weights, xnnpack
+from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
 from keras_rda.litert.report import Candidate, ExportReport
 from keras_rda.penalties import is_kernel
 
-_CALIBRATION = 200  # samples; more of them hardly move the ranges of activations
+# The dense file's own rounding counts: a file with its zeros encoded may not be much worse.
+_ROUNDING_FACTOR = 1.5
 
 
 class ExportError(RuntimeError):
@@ -81,10 +82,10 @@ def export(model, path, quantize=None, representative_data=None, machine=None):
         )
     if machine is not None:
         verification.check_machine(machine)
-    samples = None if representative_data is None else _samples(model, representative_data)
+    samples = None if representative_data is None else feeds.given(model, representative_data)
     reference = verification.Reference(model, samples, quantized=quantize is not None)
     if not reference.finite:
-        raise ExportError(f"The model '{model.name}' itself has outputs that are not finite; no file was written.")
+        raise ExportError(f"The model '{model.name}' itself has outputs that are not finite {reference.origin}.")
     kernels = metrics.summarize([variable for variable in model.weights if is_kernel(variable)])
     sparsity = kernels.sparsity() if kernels.rows else 0.0
     if sparsity == 1.0:
@@ -106,11 +107,12 @@ def export(model, path, quantize=None, representative_data=None, machine=None):
             if file.candidate.passed:
                 break
         else:
+            hint = " Is representative_data typical?" if quantize == "int8" else ""
             raise ExportError(
                 f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
-                + "; ".join(dict.fromkeys(tried))
+                f"{'; '.join(dict.fromkeys(tried))}.{hint}"
             )
-        lost = reference.lost(file.path) if quantize else []
+        lost = [f"{n} of {of} channels of '{name}'" for name, n, of in (reference.lost(file.path) if quantize else [])]
         report = ExportReport(
             path=str(path),
             chosen=file.candidate,
@@ -158,6 +160,8 @@ def _candidates(model, quantize, samples, directory):
             sparse, tensors = encode.encode(graph, strategy)
             tensors = weights.in_order(tensors, work)
             notes = repair.repair_tails(sparse)
+            if quantize:
+                verification.mark(sparse, quantize)
             content = flatbuffer.pack(sparse)
             if content in contents or all(tensor.encoding == "dense" for tensor in tensors):
                 continue
@@ -179,7 +183,11 @@ def _compressed(model):
     """The model without its dead channels; None if it has none, or none that can be removed."""
     if not compression.is_supported(model):
         return None
-    smaller = compression.compress(model)
+    try:
+        smaller = compression.compress(model)
+    except Exception as error:  # none is known; the file can be written without
+        warnings.warn(f"Channels were not removed, as compress() failed: {verification.one_line(error)}", stacklevel=4)
+        return None
     return smaller if smaller.count_params() < model.count_params() else None
 
 
@@ -197,9 +205,8 @@ def _tolerances(reference, dense, quantize):
             plain = {}
         for name, output in reference.outputs.items():
             rounding = np.max(np.abs(plain[name].astype("float64") - output), initial=0) if name in plain else np.inf
-            # Beyond half of the output's size it is no rounding.
-            rounding = min(rounding, 0.5 * verification.magnitude(output))
-            tolerances[name] += verification.QUANTIZED_FACTOR * rounding + steps.get(name, 0)
+            most = verification.QUANTIZED_TOLERANCE[quantize] * verification.magnitude(output)
+            tolerances[name] += min(_ROUNDING_FACTOR * rounding, most) + steps.get(name, 0)
     return tolerances
 
 
@@ -240,55 +247,6 @@ def _cause(error):
     return f"it needs TensorFlow's own {', '.join(operators)}{advice}."
 
 
-def _samples(model, data):
-    """The first inputs of `data`: a list of dicts of input name → array (1, …)."""
-    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    if callable(data):
-        raise TypeError("representative_data is a function; give what it returns: representative_data=function().")
-    # A list is the inputs of a model that has several, else batches.
-    several = isinstance(structure, (list, tuple))
-    whole = hasattr(data, "shape") or isinstance(data, dict) or (several and isinstance(data, (list, tuple)))
-    batches = [data] if whole else data
-    samples = []
-    for batch in batches:
-        try:
-            keras.tree.assert_same_structure(structure, batch)
-            arrays = keras.tree.flatten(batch)
-        except (ValueError, TypeError):
-            arrays = keras.tree.flatten(batch)
-            if len(model.inputs) > 1 or len(arrays) > 1:
-                raise ValueError(
-                    f"representative_data must have the structure of the model's inputs, {_names(structure)}; received "
-                    f"{_names(batch)}. A tf.data.Dataset with labels: dataset.map(lambda x, y: x)."
-                ) from None
-        arrays = [np.asarray(array) for array in arrays]
-        if not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
-            raise ValueError("representative_data has values that are not finite (NaN or infinity).")
-        for array, tensor in zip(arrays, model.inputs, strict=True):
-            if array.ndim != len(tensor.shape) or array.shape[1:] != tuple(tensor.shape[1:]):
-                raise ValueError(
-                    f"representative_data for the input '{tensor.name}' must have the shape {tuple(tensor.shape)}; "
-                    f"received {array.shape}. The first axis is the batch's (tf.data.Dataset: dataset.batch(1))."
-                )
-        size = model.inputs[0].shape[0] or 1
-        for index in range(0, min(map(len, arrays)) - size + 1, size):
-            if len(samples) == _CALIBRATION:
-                return samples
-            samples.append(
-                {
-                    tensor.name: array[index : index + size].astype(tensor.dtype)
-                    for tensor, array in zip(model.inputs, arrays, strict=True)
-                }
-            )
-    if not samples:
-        raise ValueError("representative_data is empty; give some hundred typical inputs.")
-    return samples
-
-
-def _names(structure):
-    return keras.tree.map_structure(lambda leaf: getattr(leaf, "name", None) or type(leaf).__name__, structure)
-
-
 def _check_path(path):
     if path.suffix != ".tflite":
         raise ValueError(f"path must end in '.tflite'; received {str(path)!r}.")
@@ -313,7 +271,7 @@ def _check_model(model):
             f"'{model.name}' without symbolic inputs. Wrap it: keras.Model(inputs, model(inputs)) with inputs = "
             "keras.Input(shape)."
         )
-    verification.check_inputs(model)
+    feeds.check(model)
     if wrong := sorted({f"{layer.name} ({layer.compute_dtype})" for layer in _layers(model) if _is_low(layer)}):
         wrong[3:] = [f"{len(wrong) - 3} more"] if len(wrong) > 3 else []
         raise ValueError(

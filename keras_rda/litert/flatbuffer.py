@@ -63,7 +63,12 @@ def pack(model):
 def operator_name(model, operator):
     """The name of an operator's kind in the schema, such as `"CONV_2D"`."""
     code = model.operatorCodes[operator.opcodeIndex]
-    return _operator_names()[max(code.builtinCode, code.deprecatedBuiltinCode)]  # old files have only the latter
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)  # old files have only the latter
+    if number not in _operator_names():
+        raise ValueError(
+            f"The file has an operator of the unknown kind {number}: it is corrupt, or newer than this runtime."
+        )
+    return _operator_names()[number]
 
 
 @functools.cache

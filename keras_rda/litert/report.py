@@ -9,7 +9,7 @@ from rich.table import Column, Table
 
 from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
-from keras_rda.litert.verification import Check
+from keras_rda.litert.verification import Check, worst
 from keras_rda.litert.xnnpack import SparseKernels
 
 
@@ -90,16 +90,16 @@ class ExportReport:
 
     @functools.cached_property
     def _worst(self):
-        return max(self.chosen.checks, key=lambda check: check.largest - check.tolerance)
+        return worst(self.chosen.checks)
 
     @property
     def max_difference(self):
-        """Largest absolute difference from Keras' outputs, over all runtimes, outputs and inputs tried."""
+        """Largest absolute difference from Keras, of the output and runtime that come closest to what is accepted."""
         return self._worst.largest
 
     @property
     def tolerance(self):
-        """The largest difference that would have been accepted."""
+        """The largest difference that would have been accepted there."""
         return self._worst.tolerance
 
     @property

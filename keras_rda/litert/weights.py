@@ -29,6 +29,8 @@ def stored(model):
             data = model.buffers[tensor.buffer].data
             if data is None or tensor.type not in types or tensor.shape is None or len(tensor.shape) < 2:
                 continue
+            if not math.prod(map(int, tensor.shape)):
+                continue
             dtype = types[tensor.type]
             values = data.view(dtype)
             shape, nonzero = tuple(map(int, tensor.shape)), int(np.count_nonzero(values))

@@ -1,0 +1,210 @@
+"""Rules of layers and operations that pass channels on: nothing of theirs shrinks with the channels."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from keras_rda.compression.analysis import Channels
+from keras_rda.compression.graph import Tensor
+from keras_rda.compression.layout import ELEMENTWISE, channel_axis, mixing, of_known, single, wall, zero_stays
+
+layers = keras.layers
+
+
+def fragile(rule):
+    """`rule`, for a function that is not finite everywhere."""
+
+    def fragile(analysis, call):
+        for tensor in call.inputs:
+            analysis.fragile(analysis.channels[tensor].ids)
+        return rule(analysis, call)
+
+    return fragile
+
+
+def spatial(constant):
+    """A rule for layers that act on each channel alone over space; `constant` maps a constant channel's value."""
+
+    def rule(analysis, call):
+        channels = single(analysis, call, channel_axis(call.layer, len(call.inputs[0].shape)))
+        if channels is None:
+            return wall(analysis, call, f"'{call.name}' acts across channels")
+        # A global pooling without keepdims drops the axes of space.
+        axis = channel_axis(call.layer, len(call.outputs[0].shape))
+        analysis.channels[call.outputs[0]] = Channels(axis, channels.ids, constant(call.layer, channels.constant))
+
+    return rule
+
+
+def same(layer, constant):
+    return constant
+
+
+def resizing(layer, constant):
+    return zero_stays(layer, constant) if layer.pad_to_aspect_ratio else constant
+
+
+def elementwise(analysis, call):
+    """A function of one tensor that acts on each element alone."""
+    channels = single(analysis, call)
+    # Arrays among the arguments, or kept by an operation, may have a number for each channel.
+    others = [*call.args, *call.kwargs.values()]
+    if not isinstance(call.layer, layers.Layer):
+        others += [value for name, value in vars(call.layer).items() if not name.startswith("_")]
+    arrays = [other for other in others if hasattr(other, "shape") and not isinstance(other, Tensor)]
+    lists = [other for other in others if isinstance(other, (list, tuple, dict))]
+    if channels is None or lists or any(math.prod(array.shape) > 1 for array in arrays):
+        return wall(analysis, call, f"'{call.name}' combines tensors")
+    shape = [1] * len(call.inputs[0].shape)
+    shape[channels.axis] = len(channels)
+
+    def function(values):
+        args, kwargs = call.fill(lambda tensor: keras.ops.reshape(values, shape))
+        return keras.ops.reshape(call.layer.call(*args, **kwargs), (-1,))
+
+    analysis.channels[call.outputs[0]] = Channels(channels.axis, channels.ids, of_known(function, channels.constant))
+
+
+def identity(analysis, call):
+    """A layer that does nothing when the model predicts."""
+    channels = single(analysis, call)
+    if channels is None or call.kwargs.get("training") or any(arg is True for arg in call.args[1:]):
+        return wall(analysis, call, f"'{call.name}' is called with training=True")
+    analysis.channels[call.outputs[0]] = channels
+
+
+def activation_layer(analysis, call):
+    if call.layer.activation in ELEMENTWISE:
+        return elementwise(analysis, call)
+    if call.layer.activation in (keras.activations.softmax, keras.activations.log_softmax):
+        return _softmax_like(analysis, call, -1)
+    return mixing(analysis, call)
+
+
+def softmax(analysis, call):
+    axes = call.layer.axis
+    return _softmax_like(analysis, call, *(axes if isinstance(axes, (list, tuple)) else (axes,)))
+
+
+def _softmax_like(analysis, call, *axes):
+    channels = single(analysis, call)
+    if channels is None or channels.axis in [axis % len(call.inputs[0].shape) for axis in axes]:
+        return mixing(analysis, call)
+    analysis.channels[call.outputs[0]] = channels.unknown()
+
+
+def merge(function):
+    """A rule for elementwise functions of several tensors; a dimension of 1 is broadcast."""
+
+    def rule(analysis, call):
+        tensors = call.inputs
+        if not isinstance(call.layer, keras.layers.Layer) and len(tensors) == 1:
+            if len(call.outputs) == 1 and call.outputs[0].shape == tensors[0].shape:
+                return elementwise(analysis, call)
+            return mixing(analysis, call)
+        out = call.outputs[0]
+        sides = [analysis.channels[tensor] for tensor in tensors]
+        widest = max(sides, key=len)
+        axis, width = widest.axis, len(widest)
+        for tensor, side in zip(tensors, sides, strict=True):
+            alike = side.axis == axis and len(side) == width
+            alone = len(side) == 1 and len(tensor.shape) > axis and tensor.shape[axis] == 1
+            if len(tensor.shape) != len(out.shape) or not width or not (alike or alone):
+                return wall(analysis, call, f"'{call.name}' combines tensors of different layouts")
+        for side in sides:
+            if len(side) == width:
+                analysis.tie(widest.ids, side.ids)
+            else:
+                analysis.broadcast(side.ids, widest.ids, call.name)
+        constants = [np.broadcast_to(side.constant, (width,)) for side in sides]
+        analysis.channels[out] = Channels(axis, widest.ids, function(constants))
+
+    return rule
+
+
+def of_constants(function):
+    """`function` (of a list of arrays) of constants; unknown where one of them is."""
+
+    def known(constants):
+        with np.errstate(all="ignore"):
+            result = np.asarray(function([constant.astype("float32") for constant in constants]), "float64")
+        return np.where(np.isfinite(result), result, np.nan)
+
+    return known
+
+
+def product(constants):
+    with np.errstate(all="ignore"):
+        result = np.prod([constant.astype("float32") for constant in constants], axis=0, dtype="float32")
+    zero = np.any([constant == 0 for constant in constants], axis=0)
+    return np.where(zero, 0.0, np.where(np.isfinite(result), result, np.nan))
+
+
+def concatenate(analysis, call):
+    sides = [analysis.channels[tensor] for tensor in call.inputs]
+    out = call.outputs[0]
+    where = call.layer.axis % len(out.shape)
+    axis = sides[0].axis
+    if any(side.axis != axis or not len(side) for side in sides):
+        return wall(analysis, call, f"'{call.name}' joins tensors of different layouts")
+    if where != axis and any(len(side) != len(sides[0]) for side in sides):
+        return wall(analysis, call, f"'{call.name}' joins tensors of different layouts")
+    if where == axis:
+        ids, constant = (np.concatenate([getattr(side, name) for side in sides]) for name in ("ids", "constant"))
+        analysis.channels[out] = Channels(axis, ids, constant)
+    else:
+        for side in sides[1:]:
+            analysis.tie(sides[0].ids, side.ids)
+        constants = np.array([side.constant for side in sides])
+        equal = (constants == constants[0]).all(axis=0)
+        analysis.channels[out] = Channels(axis, sides[0].ids, np.where(equal, constants[0], np.nan))
+
+
+def own_channels(analysis, call):
+    """A layer with numbers for each channel that are part of its configuration: they are not cut."""
+    channels = single(analysis, call)
+    if channels is None:
+        return mixing(analysis, call)
+    analysis.fix(channels.ids, f"'{call.name}' has a number for each channel in its configuration")
+    analysis.channels[call.outputs[0]] = channels.unknown()
+
+
+def rescaling(analysis, call):
+    if np.size(call.layer.scale) > 1 or np.size(call.layer.offset) > 1:
+        return own_channels(analysis, call)
+    return elementwise(analysis, call)
+
+
+def repeat(analysis, call):
+    channels = single(analysis, call, 1)
+    if channels is None:
+        return mixing(analysis, call)
+    analysis.channels[call.outputs[0]] = Channels(2, channels.ids, channels.constant)
+
+
+def permute(analysis, call):
+    channels = single(analysis, call)
+    if channels is None:
+        return mixing(analysis, call)
+    axis = 1 + list(call.layer.dims).index(channels.axis)
+    analysis.channels[call.outputs[0]] = dataclasses.replace(channels, axis=axis)
+
+
+def reduce(zero_only):
+    """A reduction over other axes than the channels'."""
+
+    def rule(analysis, call):
+        channels = single(analysis, call)
+        rank = len(call.inputs[0].shape)
+        axes = call.layer.axis
+        axes = range(rank) if axes is None else axes if isinstance(axes, (list, tuple)) else [axes]
+        axes = {axis % rank for axis in axes}
+        if channels is None or channels.axis in axes or 0 in axes or getattr(call.layer, "initial", None) is not None:
+            return mixing(analysis, call)
+        axis = channels.axis if call.layer.keepdims else channels.axis - sum(a < channels.axis for a in axes)
+        constant = zero_stays(None, channels.constant) if zero_only else channels.constant
+        analysis.channels[call.outputs[0]] = Channels(axis, channels.ids, constant)
+
+    return rule
