@@ -10,11 +10,14 @@ import keras
 import numpy as np
 import pytest
 import reference
-from conftest import compiled_steps
+from conftest import BACKEND, compiled_steps
 
 import keras_rda
 
-pytestmark = pytest.mark.xdist_group("theory")  # the tests share trajectories: one worker for all of them
+pytestmark = [
+    pytest.mark.xdist_group("theory"),  # the tests share trajectories: one worker for all of them
+    pytest.mark.skipif(BACKEND != "tensorflow", reason="the same iterates on JAX, as test_equations.py shows on both"),
+]
 
 STRENGTH, GAMMA, STEPS, SEEDS = 0.01, 0.07, 6400, 3
 METHODS = {"RDA": keras_rda.RDA, "MRDA": keras_rda.MRDA, "ProxSGD": keras_rda.ProxSGD}

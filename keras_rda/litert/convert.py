@@ -1,5 +1,7 @@
 """Keras model → dense LiteRT file, through TensorFlow's converter."""
 
+import contextlib
+import io
 import pathlib
 import tempfile
 import warnings
@@ -34,7 +36,8 @@ def convert(model, quantize=None, samples=None):
         options["representative_dataset"] = lambda: (list(x.values()) if single else x for x in samples)
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "model.tflite"
-        with warnings.catch_warnings():
+        # Keras 3.13 says where its intermediate files are, whatever `verbose`.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             # Of every calibrated file whose inputs stay float32, as they do here; and of TensorFlow's own calibrator.
             warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected", UserWarning)
             warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated", UserWarning)

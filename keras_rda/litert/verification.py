@@ -8,7 +8,7 @@ import re
 import keras
 import numpy as np
 
-from keras_rda.litert import aarch64, feeds, flatbuffer
+from keras_rda.litert import feeds, flatbuffer
 
 # Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
 # of their size. A wrong file is off by far more (the defects seen start at 1e-2).
@@ -160,6 +160,8 @@ class Reference:
         Returns:
             A `Check` and the seconds of one invocation for each file.
         """
+        from keras_rda.litert import aarch64  # not at the top: `python -m` runs that module by itself
+
         check_machine(machine)
         several = isinstance(self.inputs, dict)
         inputs = {k: v[self._few] for k, v in self.inputs.items()} if several else self.inputs[self._few]
@@ -318,6 +320,9 @@ def one_line(error):
 
 
 def check_machine(machine):
+    """Raise a `ValueError` for a machine that is not known, a `RuntimeError` for one that is not set up."""
+    from keras_rda.litert import aarch64
+
     if machine not in MACHINES:
         raise ValueError(f"machine must be one of {', '.join(map(repr, MACHINES))}; received {machine!r}.")
     if not aarch64.is_ready():
