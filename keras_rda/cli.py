@@ -20,14 +20,14 @@ import keras_rda
 from keras_rda import metrics
 from keras_rda.litert import convert, flatbuffer, report, verification, weights
 
+_file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 _machine_option = click.option("--machine", type=click.Choice(verification.MACHINES), help="Run the file there too.")
 _data_option = click.option(
     "--representative-data",
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    type=_file,
     help="Typical inputs as .npy, or as .npz with an array for each input's name.",
 )
-_file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _new_file = click.Path(dir_okay=False, path_type=pathlib.Path)
 
 

@@ -33,7 +33,7 @@ class Rule:
         channels = single(analysis, call, self.axis(layer, call))
         if channels is None:
             return wall(analysis, call, f"'{call.name}' reads another axis than the channels'")
-        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        if _is_rewritten(layer):
             return wall(analysis, call, f"'{call.name}' is quantised or has LoRA weights")
         axis = self.axis(layer, call, of_output=True)
         outputs, constant = self.outputs(analysis, layer, channels)
@@ -224,8 +224,7 @@ class Linear(Rule):
                 parts.append(part[..., cut.keep_inputs[ins], :])
         arrays = [np.moveaxis(np.concatenate(parts, axis=-1), (-2, -1), self.axes)]
         if cut.use_bias:
-            bias = _bias(layer, outputs) + self._folded(use, cut)
-            arrays.append(np.where(cut.need_outputs, bias, 0)[cut.keep_outputs])
+            arrays.append(_cut_bias(use, cut, self._folded(use, cut)))
         return arrays
 
     def scaled(self, arrays, scale):
@@ -270,8 +269,8 @@ class Depthwise(Rule):
         # Conv: (…, 1, channels × multiplier); DepthwiseConv: (…, channels, multiplier).
         shape = (1, -1) if _is_depthwise(use.layer) else (-1, multiplier)
         arrays = [flat.reshape(*kernel.shape[:-2], *shape)]
-        if use.layer.use_bias:
-            arrays.append(np.where(cut.need_outputs, _bias(use.layer, len(use.outputs)), 0)[cut.keep_outputs])
+        if cut.use_bias:
+            arrays.append(_cut_bias(use, cut))
         return arrays
 
     def scaled(self, arrays, scale):
@@ -313,8 +312,7 @@ class Separable(Linear):
             rows.reshape(*pointwise.shape[:-2], -1, rows.shape[-1]),
         ]
         if cut.use_bias:
-            bias = _bias(layer, len(use.outputs)) + self._folded(use, cut)
-            arrays.append(np.where(cut.need_outputs, bias, 0)[cut.keep_outputs])
+            arrays.append(_cut_bias(use, cut, self._folded(use, cut)))
         return arrays
 
     def scaled(self, arrays, scale):
@@ -356,7 +354,7 @@ class Table(Rule):
 
     def __call__(self, analysis, call):
         layer, (out,) = call.layer, call.outputs
-        if getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None):
+        if _is_rewritten(layer):
             return wall(analysis, call, f"'{call.name}' is quantised or has LoRA weights")
         for tensor in call.inputs:
             analysis.fix(analysis.channels[tensor].ids, f"indices of '{call.name}'")
@@ -443,6 +441,17 @@ def _kernel(layer):
 
 def _bias(layer, size):
     return _values(layer.bias).astype("float64") if layer.use_bias else np.zeros(size)
+
+
+def _cut_bias(use, cut, folded=0):
+    """The bias of the outputs that are kept, with what the channels that go contributed."""
+    bias = _bias(use.layer, len(use.outputs)) + folded
+    return np.where(cut.need_outputs, bias, 0)[cut.keep_outputs]
+
+
+def _is_rewritten(layer):
+    """Whether Keras keeps the layer's weights in another form than its configuration makes: quantised, or with LoRA."""
+    return getattr(layer, "lora_enabled", False) or getattr(layer, "quantization_mode", None)
 
 
 def _is_depthwise(layer):

@@ -124,8 +124,7 @@ class Graph:
         schema = flatbuffer.schema()
         self.model, self.subgraph = model, model.subgraphs[0]
         self.tensors = self.subgraph.tensors
-        self._kinds = _names(schema.BuiltinOperator)
-        self._types = _names(schema.TensorType)
+        self._types = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
         self._same = schema.Padding.SAME
         self._stored, self._sparse = {}, set()  # constant → tensor that holds it; constants that come out of DENSIFY
         self.nodes, self.producers, self.consumers, self.faults = [], {}, {}, {}
@@ -190,8 +189,7 @@ class Graph:
         """Nodes in the groups that LiteRT hands to the delegate: in turn, all it can take over next, all it cannot."""
         waiting = []
         for operator in self.subgraph.operators:
-            code = self.model.operatorCodes[operator.opcodeIndex]
-            kind = self._kinds[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            kind = flatbuffer.operator_name(self.model, operator)
             inputs = [int(index) for index in operator.inputs if index >= 0]
             if kind in {"DENSIFY", "DEQUANTIZE"} and inputs[0] in self._stored:
                 self._stored[operator.outputs[0]] = self._stored[inputs[0]]
@@ -473,7 +471,3 @@ def _reasons(graph, share):
         yield "There is no mean or sum over height and width, nor DEPTH_TO_SPACE, at the end."
     if share * 3 <= 2:
         yield f"Zeros: {share:.3f} of the weights of 1×1 convolutions and dense layers, must be more than 2/3."
-
-
-def _names(enumeration):
-    return {value: name for name, value in vars(enumeration).items() if isinstance(value, int)}
