@@ -1,10 +1,14 @@
 """Callbacks for `model.fit`."""
 
+import math
+import numbers
 import warnings
 
 import keras
+import numpy as np
 
 from keras_rda.metrics import summary
+from keras_rda.optimizers import PenalizedOptimizer
 
 
 class SparsityLogger(keras.callbacks.Callback):
@@ -46,3 +50,269 @@ def _penalty_note(model):
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     penalty = getattr(optimizer, "penalty", None)
     return "" if penalty is None else f" The penalty's strength λ is {float(penalty.strength):g}."
+
+
+class TargetSparsity(keras.callbacks.Callback):
+    """Steers λ so that training ends at a wanted σ, on every optimizer of this package that has a penalty.
+
+    σ should be `target·(1 − (1 − u)³)`, with u going from 0 to 1 between the shares `begin` and `end` of training, and
+    stay at the target from there. Until `begin`, the warm-up, λ stays as given. Every `interval` batches λ is set anew:
+    for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights follow from its sums at any λ, to a quantile that gives
+    the wanted σ; else by a feedback, times a factor that grows with the distance, in log-odds, between where σ is
+    heading and where it should be. After the last batch the smallest weights that are missing to the target become
+    zero.
+
+    λ is `optimizer.penalty.strength`, for single kernels times `optimizer.strength_factors`. These and what the
+    steering remembers are saved with the optimizer's state, so a resumed run steers on. Training that ends more than
+    half a point away from a target gives a warning.
+
+    Args:
+        target: σ over the penalised kernels at the end, a number above 0 and below 1; or a dict from parts of kernels'
+            paths to their own targets, `{"conv2d_3": 0.98, "dense": 0.5}`: other kernels keep λ as given.
+        per_layer: True steers every penalised kernel to `target` by itself. False, the default, lets one λ decide
+            where the zeros are, which costs less accuracy.
+        begin: Share of training at which σ starts to rise, from 0 to below `end`. Defaults to 0.
+        end: Share of training at which σ should have reached the target, at most 1. Defaults to 0.5.
+        interval: Batches from one measurement to the next, a positive whole number. Defaults to 8.
+
+    Raises:
+        TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer.
+        ValueError: an argument is out of its range; when training begins, a target that cannot be met: below the
+            present σ, of kernels too small for it, of names that match nothing, or with too few batches to steer.
+
+    Example:
+
+    >>> model.compile(keras_rda.XRDA(schedule), loss="mse")
+    >>> model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.95)])
+    """
+
+    TOLERANCE = 0.005
+    # The feedback: log λ moves by GAIN times the distance in log-odds of σ, LOOK_AHEAD intervals from now if σ goes on
+    # as it does, and by at most LARGEST_CHANGE.
+    GAIN = 0.3
+    LOOK_AHEAD = 2
+    LARGEST_CHANGE = 0.5
+    # It cannot bring weights back, so it aims at MARGIN times the nonzero weights wanted, and what is missing to the
+    # target after the last batch becomes zero then: at most LARGEST_TRIM times the nonzero weights wanted.
+    MARGIN = 1.1
+    LARGEST_TRIM = 0.5
+
+    def __init__(self, target, per_layer=False, begin=0.0, end=0.5, interval=8):
+        super().__init__()
+        targets = target.values() if isinstance(target, dict) and target else [target]
+        for value in targets:
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise TypeError(
+                    "TargetSparsity: target must be σ, a number above 0 and below 1 such as 0.95, or a dict from parts "
+                    f"of kernels' paths to such numbers; received {target!r}."
+                )
+            if not 0 < value < 1:
+                raise ValueError(
+                    f"TargetSparsity: a target σ must be above 0 and below 1, for example 0.95; received {value!r}. At "
+                    "1 every kernel would be zero and the network constant."
+                )
+        if isinstance(target, dict) and per_layer:
+            raise ValueError("TargetSparsity: per_layer=True goes with one target for all kernels, not with a dict.")
+        if not 0 <= begin < end <= 1:
+            raise ValueError(
+                "TargetSparsity: begin and end are shares of training with 0 ≤ begin < end ≤ 1; received "
+                f"begin={begin!r}, end={end!r}."
+            )
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(
+                f"TargetSparsity: interval must be a positive whole number of batches; received {interval!r}."
+            )
+        self.target, self.per_layer, self.begin, self.end, self.interval = target, per_layer, begin, end, interval
+
+    def on_train_begin(self, logs=None):
+        optimizer = self._optimizer()
+        if self.params["steps"] is None:
+            raise ValueError(
+                "TargetSparsity must know how long training is: the data has no length, so pass steps_per_epoch."
+            )
+        self._batches = self.params["steps"] * self.params["epochs"]
+        if self._batches * (self.end - self.begin) < 10 * self.interval:
+            raise ValueError(
+                f"TargetSparsity(begin={self.begin}, end={self.end}, interval={self.interval}) cannot steer "
+                f"{self._batches} batches: fewer than ten measurements lie between begin and end. Train longer, "
+                f"or choose an interval of at most {max(1, int(self._batches * (self.end - self.begin) / 10))}."
+            )
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        self._groups = self._make_groups(optimizer)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._first_batch = self._position = epoch * self.params["steps"]
+
+    def on_train_batch_end(self, batch, logs=None):
+        before, self._position = self._position, self._first_batch + batch + 1
+        if self._position == self._batches:
+            for group in self._groups:
+                group.trim(self._optimizer(), self.LARGEST_TRIM)
+        elif before // self.interval != self._position // self.interval:
+            self._steer(self._optimizer())
+
+    def on_train_end(self, logs=None):
+        optimizer = self._optimizer()
+        for group in self._groups:
+            sigma = group.measure(optimizer, optimizer.weight)
+            if abs(sigma - group.target) > self.TOLERANCE:
+                warnings.warn(
+                    f"TargetSparsity: {group.name} ended at σ = {sigma:.4f}, not at {group.target}; λ is "
+                    f"{group.strength(optimizer):g}. Train longer, or let σ reach the target earlier (end={self.end}).",
+                    stacklevel=2,
+                )
+
+    def _optimizer(self):
+        # By way of self.model each time: on JAX that is what brings the state of a running epoch here.
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
+            raise TypeError(
+                f"TargetSparsity steers the λ of a keras_rda optimizer, but the model is compiled with "
+                f"{type(optimizer).__name__}, which has none. Choose MRDA, RDA, RMDA, XRDA, ProxSGD or SqrtProxSGD."
+            )
+        if optimizer.penalty.scheduled:
+            raise TypeError(
+                "TargetSparsity cannot steer a penalty whose strength follows a schedule: create it with a number."
+            )
+        return optimizer
+
+    def _make_groups(self, optimizer):
+        paths = {i: v.path for i, v in enumerate(self.model.trainable_variables) if optimizer.penalizes(i)}
+        if not paths:
+            raise ValueError("TargetSparsity has nothing to steer: the optimizer penalises no variable of the model.")
+        if isinstance(self.target, dict):
+            groups = []
+            for part, target in self.target.items():
+                indices = [i for i, path in paths.items() if part in path]
+                if not indices:
+                    raise ValueError(
+                        f"TargetSparsity: {part!r} is in the path of no penalised kernel; they are "
+                        f"{list(paths.values())}."
+                    )
+                groups += [_Steered(paths[i], [i], target) for i in indices]
+            if len({group.indices[0] for group in groups}) < len(groups):
+                raise ValueError(
+                    f"TargetSparsity: a kernel has two targets in {self.target}; use longer parts of paths."
+                )
+        elif self.per_layer:
+            groups = [_Steered(path, [i], self.target) for i, path in paths.items()]
+        else:
+            groups = [_Steered("the model", list(paths), self.target)]
+        for group in groups:
+            units = sum(optimizer.penalized_units(i) for i in group.indices)
+            nearest = round(group.target * units) / units
+            if abs(nearest - group.target) > self.TOLERANCE:
+                raise ValueError(
+                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {units} weights or groups "
+                    f"that become zero together, so the nearest σ is {nearest:.4f}. Choose that, or one target for the "
+                    "whole model."
+                )
+            sigma = group.measure(optimizer)
+            # At σ = 1, where RDA begins, the first step forgets it.
+            if group.target + self.TOLERANCE < sigma < 1:
+                raise ValueError(
+                    f"TargetSparsity: the target {group.target} of {group.name} is below its present σ = {sigma:.4f}, "
+                    "and steering does not bring weights back. Choose a target above it, or train from dense weights."
+                )
+        return groups
+
+    def _steer(self, optimizer):
+        progress, interval = self._position / self._batches, self.interval / self._batches
+        for group in self._groups:
+            sigma, before = group.measure(optimizer), group.remember(optimizer)
+            group.remember(optimizer, sigma)
+            if progress <= self.begin:
+                continue
+            if (strengths := group.critical_strengths(optimizer)) is not None:
+                # One interval ahead, which is how long this λ has to serve.
+                wanted = self._wanted(progress + interval, group.target)
+                group.set_strength(optimizer, float(np.quantile(strengths, wanted)))
+                continue
+            now = _log_odds(sigma)
+            heading = now + self.LOOK_AHEAD * (now - _log_odds(before) if before >= 0 else 0.0)
+            aim = max(1 - self.MARGIN * (1 - group.target), group.target / self.MARGIN)
+            error = _log_odds(self._wanted(progress + self.LOOK_AHEAD * interval, aim)) - heading
+            change = min(max(self.GAIN * error, -self.LARGEST_CHANGE), self.LARGEST_CHANGE)
+            group.set_strength(optimizer, max(group.strength(optimizer), group.SMALLEST) * math.exp(change))
+
+    def _wanted(self, progress, target):
+        u = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
+        return target * (1 - (1 - u) ** 3)
+
+
+class _Steered:
+    """The kernels that share a λ and a target."""
+
+    SMALLEST, LARGEST = 1e-12, 1e6  # λ: float32 and what a step can use
+
+    def __init__(self, name, indices, target):
+        self.name, self.indices, self.target = name, indices, target
+        self.whole_model = name == "the model"
+
+    def measure(self, optimizer, weights_of=None):
+        """σ now, of `weights_of(index)`: by default of what the weights are moving to."""
+        zeros = size = 0
+        for index in self.indices:
+            weights = (weights_of or optimizer.sparse_weights)(index)
+            zeros += int(keras.ops.sum(keras.ops.cast(keras.ops.equal(weights, 0), "int32")))
+            size += math.prod(weights.shape)
+        return zeros / size
+
+    def remember(self, optimizer, sigma=None):
+        """Keep σ for the next time, or return what was kept: below zero if nothing was."""
+        return self._entry(optimizer.measured_sparsity, sigma)
+
+    def strength(self, optimizer):
+        factor = 1.0 if self.whole_model else self._entry(optimizer.strength_factors)
+        return float(optimizer.penalty.strength) * factor
+
+    def trim(self, optimizer, share):
+        """Zero the smallest weights or groups that are missing to the target: at most `share` of the nonzero ones."""
+        weights = {index: optimizer.weight(index) for index in self.indices}
+        sizes = {index: self._magnitude(optimizer, index, w) for index, w in weights.items()}
+        every = np.sort(np.concatenate([size.ravel() for size in sizes.values()]))
+        wanted = round(self.target * len(every))
+        if not 0 < wanted - np.count_nonzero(every == 0) <= share * (len(every) - wanted):
+            return
+        for index, size in sizes.items():
+            optimizer.set_weight(index, keras.ops.where(size <= every[wanted - 1], 0.0, weights[index]))
+
+    def _magnitude(self, optimizer, index, w):
+        size = optimizer.penalty_magnitude(index, w)
+        return keras.ops.convert_to_numpy(keras.ops.abs(w) if size is None else size)
+
+    def critical_strengths(self, optimizer):
+        """For each weight the λ from which on it is zero, an array; None where that depends on the steps to come."""
+        points = {index: optimizer.prox_point(index) for index in self.indices}
+        if any(point is None for point in points.values()):
+            return None
+        arrays = []
+        for index, (u, step) in points.items():
+            magnitude = optimizer.penalty_magnitude(index, u)
+            if magnitude is None:
+                return None
+            arrays.append(keras.ops.convert_to_numpy(magnitude / step).ravel())
+        return np.concatenate(arrays)
+
+    def set_strength(self, optimizer, strength):
+        strength = min(max(strength, self.SMALLEST), self.LARGEST)
+        if self.whole_model:
+            optimizer.penalty.strength = strength
+        else:
+            if float(optimizer.penalty.strength) == 0:
+                optimizer.penalty.strength = self.SMALLEST
+            self._entry(optimizer.strength_factors, strength / float(optimizer.penalty.strength))
+
+    def _entry(self, vector, value=None):
+        array = keras.ops.convert_to_numpy(vector).copy()
+        if value is None:
+            return float(array[self.indices[0]])
+        array[self.indices] = value
+        vector.assign(array)
+        return None
+
+
+def _log_odds(share):
+    """log(σ / (1 − σ)), bounded where no or all weights are zero."""
+    return math.log((share + 1e-3) / (1 - share + 1e-3))

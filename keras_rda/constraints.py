@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_rda.penalties import is_kernel
+from keras_rda.kernels import is_kernel
 
 
 class ZeroPattern(keras.constraints.Constraint):

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from keras_rda.penalties import is_kernel
+from keras_rda.kernels import is_kernel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rda.proximal import soft_threshold
+from keras_rda import kernels
+from keras_rda.proximal import group_soft_threshold, soft_threshold
 
 
 class Penalty:
@@ -45,12 +46,17 @@ class Penalty:
 
     @strength.setter
     def strength(self, strength):
-        if self._schedule is not None:
+        if self.scheduled:
             raise TypeError(
                 f"The strength of this {type(self).__name__} follows the schedule {type(self._schedule).__name__}, so "
                 f"it cannot be set to {strength!r}. Create the penalty with a number to be able to set it."
             )
         self._strength.assign(_check_strength(type(self).__name__, strength))
+
+    @property
+    def scheduled(self):
+        """Whether the strength follows a schedule, and so cannot be set."""
+        return self._schedule is not None
 
     def follow_schedule(self, iterations):
         """Take the strength of a schedule at `iterations`, the optimizer's counter; without one, do nothing.
@@ -60,6 +66,13 @@ class Penalty:
         if self._schedule is not None:
             self._strength.assign(ops.maximum(ops.cast(self._schedule(iterations), "float32"), 0.0))
 
+    def for_variable(self, variable):
+        """The penalty as it applies to `variable`: this object, unless a subclass depends on the kernel's layout.
+
+        None lets the variable take the step without penalty. Called by `Optimizer.build`.
+        """
+        return self
+
     def value(self, w):
         """ψ(w), a scalar tensor, for one variable's weights `w`."""
         raise NotImplementedError(f"{type(self).__name__} must define value(w).")
@@ -67,6 +80,23 @@ class Penalty:
     def prox(self, w, step):
         """`argmin_v step·ψ(v) + ½‖v − w‖²`, a tensor of the shape of `w`; `step` is a positive scalar."""
         raise NotImplementedError(f"{type(self).__name__} must define prox(w, step).")
+
+    @property
+    def has_magnitude(self):
+        """Whether the class defines `magnitude`."""
+        return type(self).magnitude is not Penalty.magnitude
+
+    def units(self, w):
+        """How many parts of `w` become zero each by itself: its entries, unless a subclass has groups."""
+        return math.prod(w.shape)
+
+    def magnitude(self, w):
+        """What the penalty compares with its threshold, a tensor that broadcasts against `w`: |w| for ℓ1.
+
+        `XRDA` reweights by it, and then calls `prox` with a `step` of the shape of `w`. A penalty without it goes with
+        every other optimizer.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define magnitude(w).")
 
     def get_config(self):
         # By way of the shortest decimal of the float32: 1e-6, not 9.999999974752427e-07.
@@ -92,6 +122,146 @@ class L1(Penalty):
     def prox(self, w, step):
         return soft_threshold(w, ops.multiply(self.strength, step))
 
+    def magnitude(self, w):
+        return ops.abs(w)
+
+
+@keras.saving.register_keras_serializable(package="keras_rda")
+class L1L2(L1):
+    """ψ(w) = λ‖w‖₁ + (μ/2)‖w‖₂², the elastic net: zeros as with `L1`, and smaller weights.
+
+    Unlike `weight_decay`, whose gradient enters the sums of dual averaging, μ acts in the proximal map.
+
+    Args:
+        strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
+        l2: μ, a finite number ≥ 0.
+
+    Reference: Zou and Hastie, J. R. Statist. Soc. B 67 (2005).
+    """
+
+    def __init__(self, strength, l2):
+        super().__init__(strength)
+        self.l2 = _check_number("L1L2: l2 (μ)", l2, "1e-4")
+
+    def value(self, w):
+        return ops.add(super().value(w), 0.5 * self.l2 * ops.sum(ops.square(w)))
+
+    def prox(self, w, step):
+        return ops.divide(super().prox(w, step), ops.add(1.0, ops.multiply(self.l2, step)))
+
+    def get_config(self):
+        return {**super().get_config(), "l2": self.l2}
+
+
+@keras.saving.register_keras_serializable(package="keras_rda")
+class GroupL1(Penalty):
+    """ψ(w) = λ·Σ_G √|G|·‖w_G‖₂, the group lasso: whole channels become zero, which `compress` then removes.
+
+    A group is the part of a kernel that reads one input channel, or that computes one output filter. Input channels
+    are the ones to remove: a channel nobody reads goes exactly, whatever computes it. A kernel of one group, such as
+    the first convolution's on grey images, takes the step without penalty: at zero it would make the network constant.
+
+    Args:
+        strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
+        groups: `"inputs"` for input channels or `"outputs"` for output filters.
+        layout: A built Keras model, whose layers tell how their kernels are laid out; or a dict from a part of a
+            variable's path to the axes that number its groups: `{"attention/query/kernel": (1, 2)}`. Without it, names
+            and ranks decide, as Keras names its layers: Dense, convolutions, transposed and depthwise ones. Kernels of
+            rank 3 that are not a `conv1d` need it.
+
+    Raises:
+        ValueError: `groups` is neither; when the optimizer is built, a kernel whose groups are not known.
+
+    Example:
+
+    >>> model.compile(keras_rda.XRDA(penalty=keras_rda.GroupL1(1e-5, layout=model)), loss="mse")
+
+    Reference: Yuan and Lin, J. R. Statist. Soc. B 68 (2006); Huang and Lee, ICLR 2022, for input channels.
+    """
+
+    def __init__(self, strength, groups="inputs", layout=None):
+        super().__init__(strength)
+        if groups not in ("inputs", "outputs"):
+            raise ValueError(
+                f'GroupL1: groups must be "inputs" (input channels) or "outputs" (output filters); received {groups!r}.'
+            )
+        self.groups = groups
+        if isinstance(layout, keras.Model):
+            layout = {path: axes[groups] for path, axes in kernels.axes_of(layout).items()}
+        self.layout = {part: axes if axes is None else _check_axes(part, axes) for part, axes in (layout or {}).items()}
+
+    def for_variable(self, variable):
+        path, shape = kernels.variable_path(variable), tuple(variable.shape)
+        axes = self._axes(path, shape)
+        if math.prod(shape[axis] for axis in axes) == 1:
+            return None
+        return _Groups(self, axes)
+
+    def value(self, w):
+        return self._groups(w).value(w)
+
+    def prox(self, w, step):
+        return self._groups(w).prox(w, step)
+
+    def magnitude(self, w):
+        return self._groups(w).magnitude(w)
+
+    def units(self, w):
+        return self._groups(w).units(w)
+
+    def _groups(self, w):
+        return _Groups(self, self._axes("", tuple(w.shape)))
+
+    def _axes(self, path, shape):
+        """The axes that number the groups of a kernel, as non-negative ints."""
+        named = [axes for part, axes in self.layout.items() if part in path]
+        if named:
+            axes = named[0]
+        else:
+            guess = kernels.guess_axes(path, shape) if len(shape) > 1 else None
+            axes = guess and guess[self.groups]
+        if axes is None or any(not -len(shape) <= axis < len(shape) for axis in axes):
+            kind = {"inputs": "input channels", "outputs": "output filters"}[self.groups]
+            other = {"inputs": "outputs", "outputs": "inputs"}[self.groups]
+            raise ValueError(
+                f"GroupL1(groups={self.groups!r}) knows no {kind} in {path or 'an array'!r} of shape {shape}"
+                f"{'' if axes is None else f', whose groups layout puts on axes {axes}'}. Pass layout=model, or "
+                f"layout={{{path or 'path'!r}: axes}} with the axes that number the groups; or choose "
+                f"groups={other!r}, or L1; or take the variable out with optimizer.exclude_from_penalty()."
+            )
+        return tuple(axis % len(shape) for axis in axes)
+
+    def get_config(self):
+        return {**super().get_config(), "groups": self.groups, "layout": self.layout}
+
+
+class _Groups:
+    """The group lasso on a kernel whose groups are numbered by `axes`; λ is that of `penalty`."""
+
+    def __init__(self, penalty, axes):
+        self._penalty, self._axes = penalty, axes
+
+    def _within(self, w):
+        return tuple(axis for axis in range(len(w.shape)) if axis not in self._axes)
+
+    def _root_size(self, w):
+        return math.sqrt(math.prod(w.shape[axis] for axis in self._within(w)))
+
+    def value(self, w):
+        norms = ops.sqrt(ops.sum(ops.square(w), axis=self._within(w)))
+        return ops.multiply(self._penalty.strength, self._root_size(w) * ops.sum(norms))
+
+    def prox(self, w, step):
+        threshold = ops.multiply(self._root_size(w) * self._penalty.strength, step)
+        return group_soft_threshold(w, threshold, self._within(w))
+
+    def units(self, w):
+        return math.prod(w.shape[axis] for axis in self._axes)
+
+    def magnitude(self, w):
+        """The root mean square of each group."""
+        return ops.sqrt(ops.mean(ops.square(w), axis=self._within(w), keepdims=True))
+
 
 def get(penalty):
     """Return the `Penalty` that `penalty` stands for: a number is λ of `L1`."""
@@ -105,33 +275,23 @@ def get(penalty):
     )
 
 
-_NOT_KERNELS = frozenset({"bias", "gamma", "beta", "scale", "alpha"})
-
-
-def variable_path(variable):
-    """The path of a `keras.Variable`, or the name of a backend's own variable, which has no path."""
-    return getattr(variable, "path", None) or variable.name.split(":")[0]
-
-
-def is_kernel(variable):
-    """Whether `variable` is penalised unless excluded: rank ≥ 2, no embedding table, bias or normalisation weight.
-
-    A variable does not know its layer, so this goes by its name: not with "embedding" in it, nor one of `bias`,
-    `gamma`, `beta`, `scale` (rank-2 biases of GRU and attention, normalisation over several axes) and `alpha` (PReLU).
-    """
-    name = variable_path(variable).split("/")[-1]
-    return len(variable.shape) >= 2 and name not in _NOT_KERNELS and "embedding" not in name
-
-
 def _check_strength(name, strength):
+    return _check_number(f"{name}: the strength λ", strength, "1e-6")
+
+
+def _check_number(what, number, example):
     # isinstance before the comparison: a tensor has no truth value inside a compiled function.
-    if isinstance(strength, bool) or not isinstance(strength, numbers.Real):
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise TypeError(
-            f"{name}: the strength λ must be a number ≥ 0, for example 1e-6; received {strength!r} of type "
-            f"{type(strength).__name__}."
+            f"{what} must be a number ≥ 0, for example {example}; received {number!r} of type {type(number).__name__}."
         )
-    if not (math.isfinite(strength) and strength >= 0):
-        raise ValueError(
-            f"{name}: the strength λ must be finite and ≥ 0; received {strength!r}. Typical values: 1e-8 to 1e-4."
-        )
-    return float(strength)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{what} must be finite and ≥ 0; received {number!r}. Typical values: 1e-8 to 1e-4.")
+    return float(number)
+
+
+def _check_axes(part, axes):
+    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    if not axes or not all(isinstance(axis, int) for axis in axes):
+        raise ValueError(f"GroupL1: layout[{part!r}] must be an axis or a tuple of axes; received {axes!r}.")
+    return axes

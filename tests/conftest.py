@@ -25,7 +25,15 @@ OPTIMIZERS = {
         **{"learning_rate": 0.1, "penalty": 0.01, "center": "initial", **kwargs}
     ),
     "ProxSGD": lambda **kwargs: keras_rda.ProxSGD(**{"learning_rate": 0.1, "penalty": 0.1, **kwargs}),
+    "ProxSGD-momentum": lambda **kwargs: keras_rda.ProxSGD(
+        **{"learning_rate": 0.02, "penalty": 0.1, "momentum": 0.9, "exponent": 0.0, **kwargs}
+    ),
     "SqrtProxSGD": lambda **kwargs: keras_rda.SqrtProxSGD(**{"learning_rate": 0.1, "penalty": 1e-4, **kwargs}),
+    "RMDA": lambda **kwargs: keras_rda.RMDA(**{"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9, **kwargs}),
+    "XRDA": lambda **kwargs: keras_rda.XRDA(**{"learning_rate": 0.5, "penalty": 1e-3, **kwargs}),
+    "XRDA-not-averaged": lambda **kwargs: keras_rda.XRDA(
+        **{"learning_rate": 0.5, "penalty": 1e-3, "averaging": 0.0, **kwargs}
+    ),
 }
 
 

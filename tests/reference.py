@@ -61,12 +61,12 @@ def dual_averaging(w_0, gradients, rates, strength, alpha=0.5):
         yield soft(w_0 - gradient_sum / t**alpha, strength * weight_sum / t**alpha)
 
 
-def prox_sgd(w_1, gradients, rates, strength):
-    """(20) with α_t = a_t/√t."""
-    w = w_1
+def prox_sgd(w_1, gradients, rates, strength, momentum=0.0, exponent=0.5):
+    """(20) with α_t = a_t / t^exponent, and the inertial term of Ochs et al. (iPiano, Algorithm 1)."""
+    w = before = w_1
     for t, (g, a) in enumerate(zip(_float64(gradients), rates, strict=True), 1):
-        alpha = a / np.sqrt(t)
-        w = soft(w - alpha * g, alpha * strength)
+        alpha = a / t**exponent
+        w, before = soft(w - alpha * g + momentum * (w - before), alpha * strength), w
         yield w
 
 
@@ -75,4 +75,37 @@ def sqrt_prox_sgd(w_1, gradients, rates, strength):
     w = w_1
     for t, (g, a) in enumerate(zip(_float64(gradients), rates, strict=True), 1):
         w = soft(w - a / np.sqrt(t) * g, np.sqrt(t) * strength)
+        yield w
+
+
+def rmda(w_1, gradients, rates, strength, averaging, restarts=()):
+    """Algorithm 1 of RMDA with ℓ1, a new one begun at the iterate after each of `restarts` updates."""
+    w = w_1
+    for t, (g, rate) in enumerate(zip(_float64(gradients), rates, strict=True), 1):
+        if t == 1 or t - 1 in restarts:
+            start, w_0, total, weight_sum = t - 1, w, np.zeros_like(w_1), 0.0
+        i = t - start
+        s = rate * np.sqrt(i)
+        total = total + s * g
+        weight_sum += s
+        minimizer = soft(w_0 - total / np.sqrt(i), strength * weight_sum / np.sqrt(i))
+        last_stage = not restarts or t > max(restarts)
+        c = min(averaging * np.sqrt(i), 1.0) if last_stage else averaging
+        w = (1 - c) * w + c * minimizer
+        yield w
+
+
+def xrda(w_1, gradients, rates, strength, averaging=None, reweighting=500.0, time_scale=9.5):
+    """The update of xRDA (section 3 of arXiv 2008.09661) with ℓ1; `averaging` None is 1 − s_t / max s."""
+    w = z = w_1
+    r, v, threshold = np.zeros_like(w_1), np.zeros_like(w_1), np.zeros_like(w_1)
+    for t, (g, s) in enumerate(zip(_float64(gradients), rates, strict=True)):
+        q = np.exp(-s / time_scale)
+        r = q * r + (1 - q) * np.abs(w)
+        b = reweighting / (1 + (reweighting - 1) * r / r.max())
+        a = 1 - s / max(rates[: t + 1]) if averaging is None else averaging
+        threshold = a * threshold + s * b
+        v = q * v + (1 - q) * g
+        z = a * z + (1 - a) * w - s * v
+        w = soft(z, strength * threshold)
         yield w

@@ -1,9 +1,10 @@
 import csv
+import warnings
 
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, compiled, small_network
+from conftest import BACKEND, compiled, small_network, state
 
 import keras_rda
 
@@ -85,3 +86,188 @@ def test_other_optimizers_and_models_without_kernels(digits):
     history = fit(compiled(model, "sgd"), digits, [keras_rda.SparsityLogger()]).history
     assert "kernel_sparsity" not in history
     assert np.all(np.array(history["sparsity"]) >= 0)
+
+
+TARGETS = {  # without RDA, whose network stays at zero, and √t-prox-SGD, whose thresholds grow whatever λ is
+    "MRDA": lambda schedule, **kwargs: keras_rda.MRDA(schedule, 1e-5, **kwargs),
+    "RMDA": lambda schedule, **kwargs: keras_rda.RMDA(0.1, 1e-5, **kwargs),
+    "XRDA": lambda schedule, **kwargs: keras_rda.XRDA(schedule, 1e-5, **kwargs),
+    "ProxSGD-momentum": lambda schedule, **kwargs: keras_rda.ProxSGD(0.05, 1e-5, 0.9, 0.0, **kwargs),
+}
+
+
+def train(model, optimizer, digits, target, epochs=20, **kwargs):
+    x, y = digits
+    history = compiled(model, optimizer).fit(
+        x[:1024], y[:1024], batch_size=16, epochs=epochs, verbose=0, callbacks=[target, keras_rda.SparsityLogger()]
+    )
+    return history.history["kernel_sparsity"]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("target", [0.8, 0.95])
+def test_ends_at_the_target(name, target, digits):
+    """Warnings are errors, so training that ends elsewhere fails twice."""
+    optimizer = TARGETS[name](keras.optimizers.schedules.CosineDecay(1.0, 64 * 20))
+    sigma = train(small_network(), optimizer, digits, keras_rda.TargetSparsity(target, interval=4))
+    assert abs(sigma[-1] - target) <= 0.005
+    assert sigma[3] < target  # no jump
+
+
+def test_warm_up_leaves_lambda_alone(digits):
+    optimizer = keras_rda.XRDA(0.5, 1e-9)
+
+    class Strengths(keras.callbacks.Callback):
+        seen = ()
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.seen += (float(self.model.optimizer.penalty.strength),)
+
+    strengths = Strengths()
+    x, y = digits
+    target = keras_rda.TargetSparsity(0.9, begin=0.5, end=1.0, interval=4)
+    with pytest.warns(UserWarning, match=r"the model ended at σ = 0\.\d+, not at 0\.9; λ is .*Train longer"):
+        compiled(small_network(), optimizer).fit(
+            x[:512], y[:512], batch_size=16, epochs=4, verbose=0, callbacks=[target, strengths]
+        )
+    assert strengths.seen[0] == strengths.seen[1] == pytest.approx(1e-9)
+    assert strengths.seen[1] < strengths.seen[2] < strengths.seen[3]
+
+
+@pytest.mark.parametrize("mode", ["every layer", "named"])
+def test_targets_of_single_kernels(mode, digits):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(64, name="first")])
+    model.add(keras.layers.BatchNormalization(momentum=0.9))
+    model.add(keras.layers.ReLU())
+    model.add(keras.layers.Dense(10, name="second"))
+    targets = {"first": 0.9, "second": 0.9 if mode == "every layer" else 0.5}
+    callback = (
+        keras_rda.TargetSparsity(0.9, per_layer=True, interval=4)
+        if mode == "every layer"
+        else keras_rda.TargetSparsity(targets, interval=4)
+    )
+    optimizer = keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(1.0, 64 * 20), 1e-5)
+    train(model, optimizer, digits, callback)
+    rows = {row.path: row.sparsity for row in keras_rda.summary(model).rows if row.kernel}
+    for name, target in targets.items():
+        (sigma,) = [sigma for path, sigma in rows.items() if name in path]
+        assert abs(sigma - target) <= 0.005
+    assert float(optimizer.penalty.strength) == pytest.approx(1e-5)
+
+
+def test_steering_resumes_with_the_same_bits(tmp_path, digits):
+    """λ and what the steering remembers are in the saved state, and the epoch tells where training is."""
+    x, y = digits[0][:256], digits[1][:256]
+
+    def fit(model, initial_epoch, epochs, stop=None):
+        callbacks = [keras_rda.TargetSparsity(0.8, interval=4)]
+        if stop is not None:
+
+            class Stop(keras.callbacks.Callback):
+                def on_epoch_end(self, epoch, logs=None):
+                    if epoch + 1 == stop:
+                        raise KeyboardInterrupt
+
+            callbacks.append(Stop())
+        try:
+            model.fit(
+                x,
+                y,
+                batch_size=16,
+                initial_epoch=initial_epoch,
+                epochs=epochs,
+                shuffle=False,
+                verbose=0,
+                callbacks=callbacks,
+            )
+        except KeyboardInterrupt:
+            assert stop is not None
+
+    def fresh():
+        keras.utils.set_random_seed(8)
+        return compiled(small_network(), keras_rda.XRDA(0.5, 1e-5), jit_compile=False)
+
+    undisturbed = fresh()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TargetSparsity: the model ended")
+        fit(undisturbed, 0, 6)
+    interrupted = fresh()
+    fit(interrupted, 0, 6, stop=3)
+    interrupted.save(tmp_path / "model.keras")
+    resumed = keras.models.load_model(tmp_path / "model.keras")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TargetSparsity: the model ended")
+        fit(resumed, 3, 6)
+    assert float(resumed.optimizer.penalty.strength) == float(undisturbed.optimizer.penalty.strength) != 1e-5
+    for ours, theirs in zip(state(resumed), state(undisturbed), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"target": "0.9"}, TypeError, r"target must be σ, a number above 0 and below 1"),
+        ({"target": True}, TypeError, r"target must be σ"),
+        ({"target": {}}, TypeError, r"target must be σ"),
+        ({"target": 95}, ValueError, r"must be above 0 and below 1, for example 0\.95; received 95"),
+        ({"target": {"conv": 1.0}}, ValueError, r"must be above 0 and below 1"),
+        ({"target": {"conv": 0.9}, "per_layer": True}, ValueError, "per_layer=True goes with one target"),
+        ({"target": 0.9, "begin": 0.5, "end": 0.5}, ValueError, r"0 ≤ begin < end ≤ 1; received begin=0\.5, end=0\.5"),
+        ({"target": 0.9, "interval": 0}, ValueError, "interval must be a positive whole number"),
+    ],
+)
+def test_target_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        keras_rda.TargetSparsity(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "target", "error", "message"),
+    [
+        (lambda: "adam", 0.9, TypeError, r"compiled with Adam, which has none\. Choose MRDA"),
+        (lambda: keras_rda.SDA(), 0.9, TypeError, "compiled with SDA, which has none"),
+        (
+            lambda: keras_rda.MRDA(penalty=keras.optimizers.schedules.CosineDecay(1e-3, 10)),
+            0.9,
+            TypeError,
+            "follows a schedule",
+        ),
+        (lambda: keras_rda.MRDA(), {"conv9": 0.9}, ValueError, r"'conv9' is in the path of no penalised kernel; they"),
+        (lambda: keras_rda.MRDA(), {"conv": 0.9, "kernel": 0.8}, ValueError, "a kernel has two targets"),
+        (
+            lambda: keras_rda.MRDA(penalty=keras_rda.GroupL1(1e-3, "outputs")),
+            {"conv": 0.9},
+            ValueError,
+            r"cannot end at σ = 0\.9: it has 8 weights or groups .* nearest σ is 0\.8750",
+        ),
+    ],
+)
+def test_targets_that_cannot_be_met(optimizer, target, error, message, digits):
+    with pytest.raises(error, match=message):
+        fit(compiled(small_network(), optimizer()), digits, [keras_rda.TargetSparsity(target, interval=1)], epochs=20)
+
+
+def test_target_below_the_present_sparsity(digits):
+    model = small_network()
+    for layer in (model.layers[0], model.layers[-1]):
+        layer.kernel.assign(np.arange(np.prod(layer.kernel.shape)).reshape(layer.kernel.shape) % 10 == 0)
+    with pytest.raises(ValueError, match=r"target 0\.5 of the model is below its present σ = 0\.\d+"):
+        fit(compiled(model, keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.5, interval=1)], epochs=20)
+
+
+def test_target_with_too_few_batches(digits):
+    with pytest.raises(ValueError, match=r"cannot steer 4 batches: fewer than ten measurements"):
+        fit(compiled(small_network(), keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.9)])
+
+
+def test_target_needs_the_length_of_training(digits):
+    def batches():
+        while True:
+            yield digits[0][:32], digits[1][:32]
+
+    model = compiled(small_network(), keras_rda.XRDA())
+    callback = keras_rda.TargetSparsity(0.9)
+    callback.set_model(model)
+    callback.set_params({"epochs": 1, "steps": None})
+    with pytest.raises(ValueError, match="so pass steps_per_epoch"):
+        callback.on_train_begin()

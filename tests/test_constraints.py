@@ -4,7 +4,7 @@ import pytest
 from conftest import compiled, small_network, values
 
 import keras_rda
-from keras_rda.penalties import is_kernel
+from keras_rda.kernels import is_kernel
 
 
 def sparse_network():

@@ -98,9 +98,15 @@ def test_slots_are_float32_and_few(make_optimizer):
     weights, _ = start(optimizer)
     optimizer.build(weights)
     slots = [[v for v in optimizer.variables if tuple(v.shape) == w.shape] for w in weights]
-    arrays = {keras_rda.SDA: (2, 2), keras_rda.RDA: (1, 2), keras_rda.MRDA: (1, 2)}.get(type(optimizer), (0, 0))
-    if getattr(optimizer, "center", None) == "initial":
-        arrays = (2, 2)
+    arrays = {
+        keras_rda.RDA: (1, 2),
+        keras_rda.MRDA: (1, 2) if getattr(optimizer, "center", None) == "zero" else (2, 2),
+        keras_rda.SDA: (2, 2),
+        keras_rda.RMDA: (2, 2),
+        keras_rda.ProxSGD: (1, 1) if getattr(optimizer, "momentum", 0) else (0, 0),
+        keras_rda.SqrtProxSGD: (0, 0),
+        keras_rda.XRDA: (4, 2) if getattr(optimizer, "averaging", 0) is None else (2, 1),
+    }[type(optimizer)]
     assert tuple(map(len, slots)) == arrays
     assert all(v.dtype == "float32" for v in slots[0] + slots[1])
 
@@ -297,7 +303,7 @@ def test_schedule_callable_and_callbacks_set_the_rate(make_optimizer, digits):
 
 def test_reduce_lr_on_plateau(make_optimizer, digits):
     x, y = digits[0][:32], digits[1][:32]
-    optimizer = make_optimizer()
+    optimizer = make_optimizer(learning_rate=0.1)
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=100.0)
     compiled(network(optimizer), optimizer).fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[plateau])
     assert float(optimizer.learning_rate) == pytest.approx(0.025)

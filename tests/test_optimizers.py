@@ -72,6 +72,109 @@ def test_exponent_range(exponent):
         keras_rda.MRDA(exponent=exponent)
 
 
+@pytest.mark.parametrize("argument", ["momentum", "exponent"])
+@pytest.mark.parametrize("value", [-0.1, 1, math.nan, "half", True])
+def test_prox_sgd_shares(argument, value):
+    with pytest.raises(ValueError, match=rf"ProxSGD: {argument} .*must be a number from 0 to below 1"):
+        keras_rda.ProxSGD(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"averaging": 0}, r"averaging \(c\) must be a number above 0 and at most 1"),
+        ({"averaging": "c"}, r"averaging \(c\) must be a number above 0 and at most 1"),
+        ({"restarts": (5, 5)}, r"restarts must be increasing whole numbers of updates.* received \(5, 5\)"),
+        ({"restarts": (0.5,)}, "restarts must be increasing whole numbers of updates"),
+        ({"restarts": (0,)}, "restarts must be increasing whole numbers of updates"),
+    ],
+)
+def test_rmda_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_rda.RMDA(**arguments)
+
+
+def test_rmda_restarts_where_a_piecewise_constant_rate_drops():
+    """Keras uses the second rate from the update after the boundary's on: iterations count from 0."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([3, 6], [1.0, 0.1, 0.01])
+    assert [float(schedule(t)) for t in (3, 4, 6, 7)] == pytest.approx([1.0, 0.1, 0.1, 0.01])
+    optimizer = keras_rda.RMDA(schedule)
+    assert optimizer.restarts == (4, 7)
+    assert keras_rda.RMDA.from_config(optimizer.get_config()).restarts == (4, 7)
+    (kernel,) = variables(np.ones((2, 2)))
+    for _ in range(5):
+        before = values([kernel])[0]
+        optimizer.apply([np.ones((2, 2), "float32")], [kernel])
+    np.testing.assert_array_equal(values([optimizer._slots[0]["center"]])[0], before)  # the fifth update began a stage
+    np.testing.assert_allclose(values([optimizer._slots[0]["gradient_sum"]])[0], 0.1, rtol=1e-6)
+
+
+def test_restart_waits_for_the_variable_s_own_update():
+    """A variable without gradient in the update after its restart keeps its sums."""
+    kernel, other = variables(np.ones((2, 2)), np.ones((2, 2)))
+    optimizer = keras_rda.RMDA(1.0, 0.0, restarts=(1,))
+    gradient = np.ones((2, 2), "float32")
+    optimizer.apply([gradient, gradient], [kernel, other])
+    optimizer.apply([gradient, gradient])
+    weight_sum = values([optimizer._weight_sum])[0]
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([None, gradient])
+    assert values([optimizer._weight_sum])[0][0, 0] == weight_sum[0, 0] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"averaging": 1.5}, r"averaging \(a\) must be a number from 0 to 1"),
+        ({"averaging": "half"}, r"averaging \(a\) must be a number from 0 to 1"),
+        ({"reweighting": 0.5}, r"reweighting \(M\) must be a finite number ≥ 1"),
+        ({"reweighting": math.inf}, r"reweighting \(M\) must be a finite number ≥ 1"),
+        ({"time_scale": 0}, r"time_scale \(τ\) must be a finite number above 0"),
+        ({"time_scale": True}, r"time_scale \(τ\) must be a finite number above 0"),
+    ],
+)
+def test_xrda_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        keras_rda.XRDA(**arguments)
+
+
+def test_xrda_refuses_a_penalty_without_magnitude():
+    class Ridge(keras_rda.Penalty):
+        def value(self, w):
+            return self.strength * keras.ops.sum(keras.ops.square(w))
+
+        def prox(self, w, step):
+            return w / (1.0 + 2.0 * self.strength * step)
+
+    with pytest.raises(TypeError, match=r"magnitude\(w\), which Ridge does not define.* choose L1, .*MRDA, RMDA"):
+        keras_rda.XRDA(penalty=Ridge(1.0))
+
+
+def test_xrda_kernel_of_zeros_moves_on():
+    """max(r) = 0 must not divide."""
+    (kernel,) = variables(np.zeros((2, 2)))
+    keras_rda.XRDA(1.0, 1e-6).apply([np.full((2, 2), -1.0, "float32")], [kernel])
+    assert np.all(values([kernel])[0] > 0)
+
+
+@pytest.mark.parametrize("name", [name for name in PENALISED if name != "SqrtProxSGD"])
+@pytest.mark.parametrize("groups", ["inputs", "outputs"])
+def test_group_penalty_zeroes_whole_channels(name, groups, digits):
+    x, y = digits[0][:256], digits[1][:256]
+    strength = {"ProxSGD": 0.5, "ProxSGD-momentum": 0.1, "MRDA-initial": 0.3, "RMDA": 0.03}.get(name, 0.01)
+    strength = 4e-3 if "XRDA" in name else strength
+    optimizer = OPTIMIZERS[name](penalty=keras_rda.GroupL1(strength, groups))
+    model = compiled(small_network("zeros" if name == "RDA" else "glorot_uniform"), optimizer)
+    model.fit(x, y, batch_size=32, epochs=6, verbose=0)
+    kernel = values([model.layers[-1].kernel])[0]
+    zeros = np.all(kernel == 0, axis=1 if groups == "inputs" else 0)
+    assert np.any(zeros) or groups == "outputs"  # ten classes, all needed
+    entries = np.any(kernel == 0, axis=1 if groups == "inputs" else 0)
+    np.testing.assert_array_equal(entries, zeros)  # never a single entry
+    # The first convolution reads one channel: a single group, so no penalty.
+    assert optimizer._penalized[0] == (groups == "outputs")
+
+
 @pytest.mark.parametrize("weight_decay", [-0.1, math.nan, "0.1"])
 def test_weight_decay_range(make_optimizer, weight_decay):
     with pytest.raises(ValueError, match="weight_decay must be a finite number ≥ 0"):
@@ -79,8 +182,8 @@ def test_weight_decay_range(make_optimizer, weight_decay):
 
 
 def test_unknown_argument(make_optimizer):
-    with pytest.raises(ValueError, match="momentum"):
-        make_optimizer(momentum=0.9)
+    with pytest.raises(ValueError, match="nesterov"):
+        make_optimizer(nesterov=True)
 
 
 def test_what_is_penalised():

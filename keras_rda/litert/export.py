@@ -12,10 +12,10 @@ import keras
 import numpy as np
 
 from keras_rda import compression, metrics
+from keras_rda.kernels import is_kernel
 from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
 from keras_rda.litert.report import Candidate, ExportReport
-from keras_rda.penalties import is_kernel
 
 # The dense file's own rounding counts: a file with its zeros encoded may not be much worse.
 _ROUNDING_FACTOR = 1.5

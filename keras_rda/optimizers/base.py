@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rda import penalties
+from keras_rda import kernels
 
 
 class PenalizedOptimizer(keras.optimizers.Optimizer):
@@ -116,7 +116,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
                 f"var_list must be a list of variables; received {wrong[0]!r} in it. Names go in var_names."
             )
         self._excluded_ids += tuple(map(id, var_list or ()))
-        self._excluded_paths += tuple(map(penalties.variable_path, var_list or ()))
+        self._excluded_paths += tuple(map(kernels.variable_path, var_list or ()))
         self._excluded_names += tuple(var_names or ())
 
     def _excluded(self, variables, paths):
@@ -140,14 +140,19 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
         if self.built:
             return
-        paths = [penalties.variable_path(variable) for variable in variables]
-        excluded = self._excluded(variables, paths)  # before anything is built: it may raise
-        super().build(variables)
-        self._excluded_positions = sorted(excluded)
-        self._penalized = [
-            self.penalty is not None and penalties.is_kernel(variable) and i not in excluded
+        paths = [kernels.variable_path(variable) for variable in variables]
+        # Before anything is built, because these raise.
+        excluded = self._excluded(variables, paths)
+        own_penalties = [
+            self.penalty.for_variable(variable)
+            if self.penalty is not None and kernels.is_kernel(variable) and i not in excluded
+            else None
             for i, variable in enumerate(variables)
         ]
+        super().build(variables)
+        self._excluded_positions = sorted(excluded)
+        self._penalties = own_penalties
+        self._penalized = [penalty is not None for penalty in self._penalties]
         if self.penalty is not None and not any(self._penalized):
             warnings.warn(
                 f"{type(self).__name__} has nothing to penalise: of {len(variables)} trainable variables none is a "
@@ -161,6 +166,13 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         # One vector for all variables instead of a scalar each: a network has hundreds of variables, and updating a
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
+        if self.penalty is not None:
+            # TargetSparsity's state, saved with the optimizer's: λ of a variable is penalty.strength times its factor,
+            # and σ as it was when last measured, below zero if never.
+            shape, options = (len(variables),), {"dtype": "float32", "aggregation": "only_first_replica"}
+            self.strength_factors = self.add_variable(shape, "ones", name="strength_factors", **options)
+            never = keras.initializers.Constant(-1.0)
+            self.measured_sparsity = self.add_variable(shape, never, name="measured_sparsity", **options)
         self._slots = [self.add_slots(v, penalized) for v, penalized in zip(variables, self._penalized, strict=True)]
 
     def add_slots(self, variable, penalized):
@@ -173,7 +185,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             variable.shape,
             dtype="float32",
             layout=getattr(variable, "_layout", None),
-            name=f"{penalties.variable_path(variable).replace('/', '_')}_{name}",
+            name=f"{kernels.variable_path(variable).replace('/', '_')}_{name}",
         )
 
     def step(self, weights, gradient, rate, index, slots, prox):
@@ -190,6 +202,47 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             The new weights, and the dict of the new slots.
         """
         raise NotImplementedError
+
+    def penalizes(self, index):
+        """Whether the variable at `index` of those the optimizer was built for has a penalty."""
+        return self._penalized[index]
+
+    def penalized_units(self, index):
+        """How many weights of the variable at `index`, or groups of them, become zero each by itself."""
+        return self._penalties[index].units(self._trainable_variables[index])
+
+    def weight(self, index):
+        """The variable at `index`, a tensor."""
+        return ops.convert_to_tensor(self._trainable_variables[index])
+
+    def set_weight(self, index, value):
+        """Set the variable at `index`; an optimizer whose next step starts elsewhere overwrites it."""
+        variable = self._trainable_variables[index]
+        variable.assign(ops.cast(value, variable.dtype))
+
+    def penalty_magnitude(self, index, u):
+        """What the penalty of the variable at `index` compares with λ·step, of the shape of `u`; or None."""
+        penalty = self._penalties[index]
+        return ops.broadcast_to(penalty.magnitude(u), u.shape) if self.penalty.has_magnitude else None
+
+    def prox_point(self, index):
+        """`(u, step)` with weights `prox(u, step)` whatever λ is, where λ does not enter the state; else None.
+
+        `TargetSparsity` reads from it which λ gives which σ.
+        """
+        return None
+
+    def sparse_weights(self, index):
+        """What the zeros of the variable at `index` are counted on while training: its weights, or, where these lag
+        behind, what they are moving to."""
+        return self.weight(index)
+
+    def _prox(self, index):
+        """`prox(u, step)` of the variable at `index`: its penalty's proximal map, or the identity."""
+        if not self._penalized[index]:
+            return lambda u, step: u
+        factor = self.strength_factors[index]
+        return lambda u, step: self._penalties[index].prox(u, ops.multiply(factor, step))
 
     def apply(self, grads, trainable_variables=None):
         """Update the variables from their gradients; see `keras.optimizers.Optimizer.apply`."""
@@ -242,13 +295,12 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
         if self.weight_decay is not None and self._decayed[index]:
             gradient = ops.add(gradient, ops.multiply(self.weight_decay, weights))
-        # Before the first step counts, its gradient must not enter a sum either.
-        gradient = ops.where(ops.greater(self._steps[index], 0), gradient, 0.0)
-        prox = self.penalty.prox if self._penalized[index] else _identity
+        prox = self._prox(index)
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
         new_weights, new_slots = self.step(weights, gradient, ops.cast(learning_rate, "float32"), index, slots, prox)
+        started = ops.greater(self._steps[index], 0)  # before its first step counts, nothing may enter a sum
         for name, value in new_slots.items():
-            self.assign(self._slots[index][name], value)
+            self.assign(self._slots[index][name], ops.where(started, value, slots[name]))
         new_weights = ops.where(self._moves(index), new_weights, weights)
         self.assign(variable, ops.cast(new_weights, variable.dtype))
 
@@ -259,12 +311,12 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         """At the end of training with `use_ema`: the averages where the last weights are not zero, else zero."""
         if not self.use_ema:
             return
-        kernels = [variable for variable in var_list if penalties.is_kernel(variable)]
-        survives = [ops.not_equal(kernel, 0) for kernel in kernels]
+        penalizable = [variable for variable in var_list if kernels.is_kernel(variable)]
+        survives = [ops.not_equal(variable, 0) for variable in penalizable]
         super().finalize_variable_values(var_list)
-        for kernel, keep in zip(kernels, survives, strict=True):
-            average = ops.convert_to_tensor(kernel)
-            kernel.assign(ops.where(keep, average, ops.zeros_like(average)))
+        for variable, keep in zip(penalizable, survives, strict=True):
+            average = ops.convert_to_tensor(variable)
+            variable.assign(ops.where(keep, average, ops.zeros_like(average)))
 
     def _layout(self, built):
         """A checksum of what the state is made of, without the names of layers, which may change on loading."""
@@ -356,10 +408,16 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         return optimizer
 
 
-def _identity(u, step):
-    return u
-
-
 def _dense(gradient):
     """The gradient as a dense tensor; TensorFlow gives embeddings' gradients as `IndexedSlices`."""
     return ops.convert_to_tensor(gradient, sparse=False)
+
+
+def check_share(optimizer, name, number, example):
+    """Return `number` as a float from 0 to below 1, or raise an error that names the optimizer and the argument."""
+    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number < 1:
+        raise ValueError(
+            f"{type(optimizer).__name__}: {name} must be a number from 0 to below 1, for example {example}; received "
+            f"{number!r}."
+        )
+    return float(number)

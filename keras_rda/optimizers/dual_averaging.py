@@ -62,8 +62,11 @@ class DualAveraging(PenalizedOptimizer):
 
     def _advance(self, indices, grads, rate):
         counts = super()._advance(indices, grads, rate)
-        total, lost = self._weight_sum[0], self._weight_sum[1]
-        weight = ops.subtract(ops.multiply(ops.cast(counts, "float32"), rate), lost)
+        steps = ops.convert_to_tensor(self._steps)
+        begins = ops.logical_and(counts, ops.equal(self._stage(steps), 1))
+        total, lost = ops.where(begins, 0.0, self._weight_sum[0]), ops.where(begins, 0.0, self._weight_sum[1])
+        weight = ops.multiply(ops.cast(counts, "float32"), self._gradient_weight(rate, steps))
+        weight = ops.subtract(weight, lost)
         new_total = ops.add(total, weight)
         new_lost = ops.subtract(ops.subtract(new_total, total), weight)
         self._weight_sum.assign(ops.stack([new_total, new_lost]))
@@ -73,14 +76,35 @@ class DualAveraging(PenalizedOptimizer):
         return ops.greater(self._weight_sum[0, index], 0.0)
 
     def step(self, weights, gradient, rate, index, slots, prox):
-        slots = {**slots, "gradient_sum": ops.add(slots["gradient_sum"], ops.multiply(rate, gradient))}
-        scale = ops.power(self._float_steps(index), -self.exponent)
-        u = ops.multiply(ops.negative(scale), slots["gradient_sum"])
+        stage = self._stage(self._steps[index])
+        weighted = ops.multiply(self._gradient_weight(rate, self._steps[index]), gradient)
+        so_far = ops.where(ops.equal(stage, 1), 0.0, slots["gradient_sum"])
+        slots = {**slots, "gradient_sum": ops.add(so_far, weighted)}
         if "center" in slots:
             # Taken here and not in build(): build may run inside a trace, or before weights are loaded.
-            slots["center"] = ops.where(ops.less_equal(self._steps[index], 1), weights, slots["center"])
+            slots["center"] = ops.where(ops.less_equal(stage, 1), weights, slots["center"])
+        return prox(*self._prox_arguments(index, slots)), slots
+
+    def _prox_arguments(self, index, slots):
+        """`w_0 − S_t / t^α` and `A_t / t^α`, where the sums stand."""
+        steps = ops.cast(ops.maximum(self._stage(self._steps[index]), 1), "float32")
+        scale = ops.power(steps, -self.exponent)
+        u = ops.multiply(ops.negative(scale), slots["gradient_sum"])
+        if "center" in slots:
             u = ops.add(slots["center"], u)
-        return prox(u, ops.multiply(scale, self._weight_sum[0, index])), slots
+        return u, ops.multiply(scale, self._weight_sum[0, index])
+
+    def prox_point(self, index):
+        slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
+        return self._prox_arguments(index, slots) if bool(self._moves(index)) else None
+
+    def _stage(self, steps):
+        """Of `steps` updates (of one variable, or a vector), those since the sums last started at zero."""
+        return steps
+
+    def _gradient_weight(self, rate, steps):
+        """`a_t`, the weight of the gradient of the update `steps` (of one variable, or a vector)."""
+        return rate
 
     def get_config(self):
         return {**super().get_config(), "center": self.center, "exponent": self.exponent}

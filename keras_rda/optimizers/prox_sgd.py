@@ -2,35 +2,58 @@ import keras
 from keras import ops
 
 from keras_rda import penalties
-from keras_rda.optimizers.base import PenalizedOptimizer
+from keras_rda.optimizers.base import PenalizedOptimizer, check_share
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
 class ProxSGD(PenalizedOptimizer):
-    """Proximal stochastic gradient descent (FOBOS), the paper's baseline. It keeps no slots.
+    """Proximal stochastic gradient descent (FOBOS), the paper's baseline, with momentum on request.
 
     ```
-    α_t = learning_rate / √t
-    w_{t+1} = prox_{α_t·ψ}(w_t − α_t·g_t)                 ℓ1: soft(w_t − α_t·g_t, α_t·λ)
+    α_t = learning_rate / t^exponent
+    w_{t+1} = prox_{α_t·ψ}(w_t − α_t·g_t + momentum·(w_t − w_{t-1}))     ℓ1: soft(…, α_t·λ)
     ```
 
-    Its threshold `α_t·λ` falls with t, which is why it keeps few zeros (section 3.3).
+    Its threshold `α_t·λ` falls with t, which is why it keeps few zeros (section 3.3). `exponent=0` with a schedule
+    and `momentum=0.9` is the usual SGD of deep learning with a proximal map: without penalty, every step is that of
+    `keras.optimizers.SGD`.
+
+    Slots: `velocity`, the last step `w_t − w_{t-1}`, where momentum is not zero.
 
     Args:
         learning_rate: 1/γ. Positive float, schedule, or callable without arguments. Defaults to 1.0.
         penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty`. Defaults to 1e-6.
+        momentum: Number from 0 to below 1. Defaults to 0, the paper's.
+        exponent: Decay of the step with t, a number from 0 to below 1. Defaults to 0.5, the paper's.
         **kwargs: Arguments of `keras.optimizers.Optimizer`; see `PenalizedOptimizer`.
 
     Raises:
         TypeError: `penalty` is neither a number nor a `Penalty`.
         ValueError: an argument is out of its range.
 
-    Reference: equations (8), (9), (19) and (20) of the paper; Duchi and Singer, JMLR 10 (2009).
+    Reference: equations (8), (9), (19) and (20) of the paper; Duchi and Singer, JMLR 10 (2009); for momentum, Ochs et
+    al., SIAM J. Imaging Sciences 7 (2014).
     """
 
-    def __init__(self, learning_rate=1.0, penalty=1e-6, **kwargs):
+    def __init__(self, learning_rate=1.0, penalty=1e-6, momentum=0.0, exponent=0.5, **kwargs):
         super().__init__(learning_rate, penalties.get(penalty), **kwargs)
+        self.momentum = check_share(self, "momentum", momentum, "0.9")
+        self.exponent = check_share(self, "exponent (of the decay with t)", exponent, "the paper's 0.5")
+
+    def add_slots(self, variable, penalized):
+        return {"velocity": self.add_slot(variable, "velocity")} if self.momentum else {}
 
     def step(self, weights, gradient, rate, index, slots, prox):
-        alpha = ops.divide(rate, ops.sqrt(self._float_steps(index)))
-        return prox(ops.subtract(weights, ops.multiply(alpha, gradient)), alpha), slots
+        alpha = ops.multiply(rate, ops.power(self._float_steps(index), -self.exponent))
+        velocity = ops.multiply(ops.negative(alpha), gradient)
+        if self.momentum:
+            velocity = ops.add(velocity, ops.multiply(self.momentum, slots["velocity"]))
+        u = ops.add(weights, velocity)
+        new_weights = prox(u, alpha)
+        if not self.momentum:
+            return new_weights, slots
+        # Not new_weights − weights, whose rounding is large beside a small step.
+        return new_weights, {"velocity": ops.add(velocity, ops.subtract(new_weights, u))}
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum, "exponent": self.exponent}

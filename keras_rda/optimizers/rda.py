@@ -2,7 +2,7 @@ import warnings
 
 import keras
 
-from keras_rda import penalties
+from keras_rda import kernels, penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
 
 
@@ -36,7 +36,7 @@ class RDA(DualAveraging):
             return
         super().build(variables)
         nonzero = [
-            penalties.variable_path(variable)
+            kernels.variable_path(variable)
             for variable, penalized in zip(variables, self._penalized, strict=True)
             if penalized and _any_nonzero(variable)
         ]

@@ -1,0 +1,275 @@
+"""Accuracy at a given share of zeros: the recipe beside dense training and other ways to sparse networks.
+
+    python examples/benchmarks/accuracy.py --data-dir DIR                        # the main claims, hours
+    python examples/benchmarks/accuracy.py --task cifar10 --method dense recipe --sparsity 0.95 --seed 0 1 2
+    python examples/benchmarks/accuracy.py --show                                # table and plot of the results so far
+
+Every method has the same network, order of the data, augmentation, epochs and seeds. One run is one line of the results
+file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import itertools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import accuracy_data as data
+
+FOLDER = pathlib.Path(__file__).parent
+RESULTS = FOLDER / "results"
+FINE_TUNING = 0.25  # share of the epochs that ℓ1 in the loss + threshold trains with its zeros frozen
+L1_IN_THE_LOSS = 3e-5
+
+
+def sgd(task, steps):
+    import keras
+
+    rate = keras.optimizers.schedules.CosineDecay(task.learning_rate, steps)
+    return keras.optimizers.SGD(rate, momentum=0.9, weight_decay=task.weight_decay)
+
+
+def optimizer_for(method, task, steps):
+    """The optimizer of a method that is one `fit`."""
+    import keras
+
+    import keras_rda
+
+    schedules = keras.optimizers.schedules
+    makers = {
+        "dense": lambda: sgd(task, steps),
+        "recipe": lambda: keras_rda.XRDA(schedules.CosineDecay(1.0, steps)),
+        "sda": lambda: keras_rda.SDA(1.0),
+        "rda": lambda: keras_rda.RDA(1.0),
+        "mrda": lambda: keras_rda.MRDA(1.0),
+        "mrda_cosine": lambda: keras_rda.MRDA(schedules.CosineDecay(1.0, steps)),
+        "prox_sgd": lambda: keras_rda.ProxSGD(1.0),
+        "sqrt_prox_sgd": lambda: keras_rda.SqrtProxSGD(1.0, 1e-9),
+        "prox_sgd_momentum": lambda: keras_rda.ProxSGD(
+            schedules.CosineDecay(task.learning_rate, steps), momentum=0.9, exponent=0.0
+        ),
+        "rmda": lambda: keras_rda.RMDA(
+            schedules.PiecewiseConstantDecay([steps // 2, 3 * steps // 4], [0.1, 0.01, 0.001])
+        ),
+        "ftrl": lambda: keras.optimizers.Ftrl(0.05, l1_regularization_strength=1e-4),
+    }
+    return makers[method]()
+
+
+METHODS = (
+    *("dense", "recipe", "tfmot", "l1_threshold"),
+    *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
+)
+DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
+
+
+def train(cell):
+    """Run a cell in this process and return its line of the results."""
+    data.limit_threads(cell.threads)
+    import keras
+    import numpy as np
+
+    import keras_rda
+
+    keras.utils.set_random_seed(cell.seed)
+    task = data.TASKS[cell.task]
+    batches, (x_test, y_test) = data.load(keras.utils.PyDataset, cell)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    start = time.perf_counter()
+
+    def fit(model, optimizer, epochs, initial_epoch=0, callbacks=()):
+        model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)  # XLA's convolutions are slower here
+        return model.fit(
+            batches, epochs=epochs, initial_epoch=initial_epoch, shuffle=False, verbose=0, callbacks=list(callbacks)
+        ).history
+
+    if cell.method == "l1_threshold":
+        model = task.network(keras, keras.layers, keras.regularizers.L1(L1_IN_THE_LOSS))
+        tuning = max(1, round(FINE_TUNING * cell.epochs))
+        fit(model, sgd(task, len(batches) * (cell.epochs - tuning)), cell.epochs - tuning)
+        threshold(model, cell.sparsity)
+        keras_rda.freeze_zeros(model)
+        for layer in model.layers:
+            if hasattr(layer, "kernel_regularizer"):
+                layer.kernel_regularizer = None
+        history = fit(model, sgd(task, len(batches) * tuning), cell.epochs, cell.epochs - tuning)
+    else:
+        model = task.network(keras, keras.layers)
+        optimizer = optimizer_for(cell.method, task, len(batches) * cell.epochs)
+        targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity)]
+        history = fit(model, optimizer, cell.epochs, callbacks=targets)
+    seconds = time.perf_counter() - start
+    top1 = data.top1(model.predict(np.asarray(x_test), batch_size=1000, verbose=0), y_test)
+    sigma = keras_rda.sparsity(model, kernels_only=True)
+    versions = {"keras": keras.version(), "keras_rda": keras_rda.__version__}
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        versions["tensorflow"] = tf.__version__
+    return data.result(cell, top1, sigma, seconds, history["accuracy"][-1], versions, keras.backend.backend())
+
+
+def threshold(model, sparsity):
+    """Zero the smallest weights of all kernels together."""
+    import numpy as np
+
+    from keras_rda.kernels import is_kernel
+
+    kernels = [v for v in model.trainable_variables if is_kernel(v)]
+    cut = np.quantile(np.concatenate([np.abs(v.numpy()).ravel() for v in kernels]), sparsity)
+    for kernel in kernels:
+        kernel.assign(np.where(np.abs(kernel.numpy()) <= cut, 0, kernel.numpy()))
+
+
+def run(cell):
+    """Run a cell in a process of its own; return its line, or raise with the end of what it printed."""
+    import dataclasses
+
+    text = json.dumps(dataclasses.asdict(cell))
+    script = ["accuracy_tfmot.py", text] if cell.method == "tfmot" else ["accuracy.py", "--cell", text]
+    done = subprocess.run(
+        [sys.executable, FOLDER / script[0], *script[1:]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(cell.threads)},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{cell} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def read(file):
+    """The results so far; a line that was cut off by a kill is left out."""
+    lines = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"{file}: a line that is cut off is left out: {line[:60]}…", file=sys.stderr)
+    return lines
+
+
+def table(results):
+    from rich.table import Table
+
+    groups = collections.defaultdict(list)
+    for line in results:
+        groups[line["task"], line["sparsity"], line["epochs"], line["method"]].append(line)
+    shown = Table("task", "target σ", "method", title="top-1 on the test split, mean ± standard deviation over seeds")
+    for name in ("top-1, %", "σ, kernels", "epochs", "seconds", "seeds"):
+        shown.add_column(name, justify="right")
+    order = {method: position for position, method in enumerate(METHODS)}
+    for (task, sparsity, epochs, method), lines in sorted(groups.items(), key=lambda g: (*g[0][:3], order[g[0][3]])):
+        accuracies = [100 * line["top1"] for line in lines]
+        deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(lines) > 1 else ""
+        sigma = statistics.mean(line["sigma"] for line in lines)
+        seconds = statistics.mean(line["seconds"] for line in lines)
+        shown.add_row(
+            *(task, f"{sparsity:g}", method, f"{statistics.mean(accuracies):.2f}{deviation}", f"{sigma:.4f}"),
+            *(str(epochs), f"{seconds:.0f}", str(len(lines))),
+        )
+    return shown
+
+
+def plot(results, file):
+    """Accuracy over σ, a panel a task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = sorted({line["task"] for line in results})
+    figure, panels = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4.5), squeeze=False, layout="constrained")
+    for panel, task in zip(panels[0], tasks, strict=True):
+        for method in METHODS:
+            points = [
+                (line["sigma"], 100 * line["top1"])
+                for line in results
+                if (line["task"], line["method"]) == (task, method)
+            ]
+            if points:
+                panel.plot(*zip(*sorted(points), strict=True), "o", label=method, alpha=0.7)
+        panel.set(title=task, xlabel="σ of the kernels", ylabel="top-1, %")
+        panel.legend(fontsize="small")
+    figure.suptitle("python examples/benchmarks/accuracy.py --show", fontsize="small")
+    figure.savefig(file, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", nargs="+", choices=data.TASKS, default=["fashion_mnist", "cifar10"])
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=["dense", "recipe", "tfmot", "l1_threshold"])
+    parser.add_argument("--sparsity", nargs="+", type=float, default=[0.95], help="wanted σ of the kernels")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="default: of the task")
+    parser.add_argument("--data-dir", help="prepared tensorflow-datasets directory; default: download to the usual one")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS / "accuracy.jsonl")
+    parser.add_argument("--show", action="store_true", help="no training: table and plot of the results so far")
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.cell:
+        print(json.dumps(train(data.Cell(**json.loads(arguments.cell)))))
+        return
+    if wrong := [sigma for sigma in arguments.sparsity if not 0 < sigma < 1]:
+        parser.error(f"--sparsity must be above 0 and below 1; received {wrong[0]}")
+    if arguments.epochs is not None and arguments.epochs < 2:
+        parser.error(f"--epochs must be at least 2, one of them for fine-tuning; received {arguments.epochs}")
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    if not arguments.show:
+        train_all(arguments)
+    results = read(arguments.results)
+    if not results:
+        parser.error(f"{arguments.results} holds no results yet")
+    from rich.console import Console
+
+    Console(width=120).print(table(results))
+    plot(results, arguments.results.with_suffix(".png"))
+
+
+def train_all(arguments):
+    """Run the cells that the results do not hold yet, and append each as it ends."""
+    done = {
+        tuple(line[name] for name in ("task", "method", "sparsity", "seed", "epochs"))
+        for line in read(arguments.results)
+    }
+    places = (arguments.data_dir, str(arguments.results))  # of this machine; another has its own
+    words = ["DIR" if word in places else word for word in sys.argv[1:]]
+    command = f"python examples/benchmarks/accuracy.py {' '.join(words)}"
+    failures = []
+    cells = {}
+    for sparsity, seed, task, method in itertools.product(
+        arguments.sparsity, arguments.seed, arguments.task, arguments.method
+    ):
+        epochs = arguments.epochs or data.TASKS[task].epochs
+        target = 0.0 if method in DENSE else sparsity
+        cell = data.Cell(task, method, target, seed, epochs, arguments.data_dir, threads=1)
+        if cell.key() not in done:
+            cells[cell.key()] = cell
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool, arguments.results.open("a") as file:
+        futures = [pool.submit(run, cell) for cell in cells.values()]
+        for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
+            if error := future.exception():  # the others go on
+                failures.append(str(error))
+                continue
+            line = future.result()
+            file.write(json.dumps(line | {"command": command}) + "\n")
+            file.flush()
+            print(
+                f"{number}/{len(cells)} {line['task']} {line['method']} σ {line['sigma']:.4f} top-1 {line['top1']:.4f}"
+            )
+    if failures:
+        sys.exit("\n\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Networks, batches and results that accuracy.py and accuracy_tfmot.py share; it imports neither Keras."""
+
+import dataclasses
+import os
+import platform
+from collections.abc import Callable
+
+import numpy as np
+
+import keras_rda.datasets
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training run: `sparsity` is the wanted σ over the kernels, 0 for dense training."""
+
+    task: str
+    method: str
+    sparsity: float
+    seed: int
+    epochs: int
+    data_dir: str | None
+    threads: int
+
+    def key(self):
+        return self.task, self.method, self.sparsity, self.seed, self.epochs
+
+
+def convolutions(keras, layers, regularizer=None):
+    """Four strided 3×3 convolutions with batch normalisation; 221k weights."""
+    model = [layers.Input((28, 28, 1))]
+    for filters in (24, 48, 96, 192):
+        model += [
+            layers.Conv2D(
+                filters,
+                3,
+                strides=2,
+                padding="same",
+                use_bias=False,
+                kernel_initializer="he_normal",
+                kernel_regularizer=regularizer,
+            ),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+        ]
+    model += [layers.GlobalAveragePooling2D(), layers.Dense(10, kernel_regularizer=regularizer)]
+    return keras.Sequential(model)
+
+
+def residual(keras, layers, regularizer=None, input_shape=(32, 32, 3)):
+    """ResNet-20 (He et al., 2016, section 4.2) behind a stem of stride 2: a quarter of its work; 272k weights."""
+
+    def convolution(x, filters, size, strides):
+        x = layers.Conv2D(
+            filters,
+            size,
+            strides=strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer="he_normal",
+            kernel_regularizer=regularizer,
+        )(x)
+        return layers.BatchNormalization(momentum=0.9)(x)
+
+    images = layers.Input(input_shape)
+    x = layers.ReLU()(convolution(images, 16, 3, 2))
+    for stage, filters in enumerate((16, 32, 64)):
+        for block in range(3):
+            strides = 2 if stage and not block else 1
+            shortcut = convolution(x, filters, 1, strides) if strides == 2 else x
+            x = layers.ReLU()(convolution(x, filters, 3, strides))
+            x = layers.ReLU()(layers.Add()([shortcut, convolution(x, filters, 3, 1)]))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(10, kernel_regularizer=regularizer)(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set with a network and a budget."""
+
+    dataset: str
+    network: Callable
+    epochs: int
+    augmented: bool
+    learning_rate: float = 0.1  # SGD with momentum 0.9, falling to zero by a cosine
+    weight_decay: float = (
+        5e-3  # decoupled, times the rate: with momentum 0.9 as strong as the usual 5e-4 in the gradient
+    )
+
+
+def small_residual(keras, layers, regularizer=None):
+    return residual(keras, layers, regularizer, (28, 28, 1))
+
+
+TASKS = {
+    "fashion_mnist": Task("fashion_mnist", convolutions, 20, augmented=False),
+    "fashion_mnist_residual": Task("fashion_mnist", small_residual, 10, augmented=False),
+    "cifar10": Task("cifar10", residual, 10, augmented=True),
+}
+BATCH_SIZE = 128
+
+
+def load(sequence, cell):
+    """The training batches as a `sequence` (the base class of the Keras in use), and the test images and labels."""
+    (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load(TASKS[cell.task].dataset, cell.data_dir)
+    mean, deviation = x_train.mean((0, 1, 2)), x_train.std((0, 1, 2))
+
+    def standardised(images):
+        return ((images - mean) / deviation).astype("float32")
+
+    class Batches(sequence):
+        """Batches in an order, and with crops and flips, that depend on the seed and the epoch alone."""
+
+        def __init__(self):
+            super().__init__()
+            self.epoch = -1
+            self.on_epoch_end()
+
+        def __len__(self):
+            return -(-len(x_train) // BATCH_SIZE)
+
+        def __getitem__(self, index):
+            rows = self.order[index * BATCH_SIZE : (index + 1) * BATCH_SIZE]
+            images = x_train[rows]
+            if TASKS[cell.task].augmented:
+                images = augmented(images, np.random.default_rng((cell.seed, self.epoch, index)))
+            return standardised(images), y_train[rows]
+
+        def on_epoch_end(self):
+            self.epoch += 1
+            self.order = np.random.default_rng((cell.seed, self.epoch)).permutation(len(x_train))
+
+    return Batches(), (standardised(x_test), y_test)
+
+
+def augmented(images, random):
+    """Random flips, and crops out of a border of 4 pixels."""
+    height, width = images.shape[1:3]
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    rows, columns = random.integers(0, 9, (2, len(images)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(1, 2))
+    cropped = np.moveaxis(windows[np.arange(len(images)), rows, columns], 1, -1)
+    flip = random.random(len(images)) < 0.5
+    return np.where(flip[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def top1(logits, labels):
+    return float(np.mean(np.argmax(logits, -1) == labels))
+
+
+def limit_threads(threads):
+    """Let TensorFlow compute with that many threads; before it has computed anything."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def result(cell, top1, sparsity, seconds, train_top1, versions, backend):
+    """A line of the results."""
+    cell = {name: value for name, value in dataclasses.asdict(cell).items() if name != "data_dir"}
+    machine = f"{os.cpu_count()} × {platform.machine()}"
+    measured = {"top1": top1, "sigma": float(sparsity), "train_top1": float(train_top1), "seconds": round(seconds, 1)}
+    return cell | measured | {"backend": backend, "versions": versions, "machine": machine}

@@ -1,0 +1,137 @@
+import math
+import numbers
+
+import keras
+from keras import ops
+
+from keras_rda import penalties
+from keras_rda.optimizers.base import PenalizedOptimizer
+
+
+@keras.saving.register_keras_serializable(package="keras_rda")
+class XRDA(PenalizedOptimizer):
+    """Extended regularised dual averaging: momentum, averaging, and small weights thresholded harder than large ones.
+
+    Update rule for a kernel, with `s_t` the learning rate, `q_t = exp(−s_t / time_scale)` and `M = reweighting`:
+
+    ```
+    r_t = q_t·r_{t-1} + (1 − q_t)·|w_t|                   magnitude
+    b_t = M / (1 + (M − 1)·r_t / max(r_t))                between 1 for the largest and M for zero
+    v_t = q_t·v_{t-1} + (1 − q_t)·g_t                     velocity
+    z_t = a_t·z_{t-1} + (1 − a_t)·w_t − s_t·v_t           z_0 = w_1
+    B_t = a_t·B_{t-1} + s_t·b_t                           threshold
+    w_{t+1} = prox_{B_t·ψ}(z_t)                           ℓ1: soft(z_t, λ·B_t)
+    ```
+
+    `a_t = 0` is proximal gradient descent with momentum, `a_t = 1` dual averaging centred on the initial weights.
+    Thresholds are relative to each kernel's largest weight, so one λ suits layers of different scale. With a group
+    penalty, `|w|` is the root mean square of a group and `b_t` is the group's. Variables without penalty have
+    `b_t = 0`.
+
+    Slots: `velocity`; of penalised kernels `magnitude`; and unless `averaging=0`, `center` (z) and of penalised kernels
+    `threshold` (B).
+
+    Args:
+        learning_rate: s. Positive float, `keras.optimizers.schedules.LearningRateSchedule`, or callable without
+            arguments; a cosine from 1 to zero suits networks with normalisation. With momentum, s = 1 is SGD's 0.1.
+            Defaults to 1.0.
+        penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty` that has a `magnitude`. Defaults to
+            1e-6.
+        averaging: a, a number from 0 to 1, or None for `1 − s_t / max(s_1 … s_t)`: a cosine rate makes it rise from 0
+            to 1. Defaults to None.
+        reweighting: M, at least 1, where all thresholds are equal. Defaults to 500.
+        time_scale: τ, the memory of velocity and magnitude in units of the sum of the rates. Defaults to 9.5.
+        **kwargs: Arguments of `keras.optimizers.Optimizer`; see `PenalizedOptimizer`.
+
+    Raises:
+        TypeError: `penalty` is neither a number nor a `Penalty`, or has no `magnitude`.
+        ValueError: an argument is out of its range.
+
+    Reference: Siegel, Chen and Xu, Training Sparse Neural Networks using Compressed Sensing, arXiv 2008.09661, and
+    the authors' code.
+    """
+
+    def __init__(self, learning_rate=1.0, penalty=1e-6, averaging=None, reweighting=500.0, time_scale=9.5, **kwargs):
+        penalty = penalties.get(penalty)
+        if not penalty.has_magnitude:
+            raise TypeError(
+                f"XRDA reweights by the penalty's magnitude(w), which {type(penalty).__name__} does not define. Define "
+                "it (and let prox take a step of the shape of w), choose L1, L1L2 or GroupL1, or an optimizer that "
+                "needs prox alone: MRDA, RMDA, ProxSGD."
+            )
+        super().__init__(learning_rate, penalty, **kwargs)
+        if averaging is not None and not (_is_number(averaging) and 0 <= averaging <= 1):
+            raise ValueError(f"XRDA: averaging (a) must be a number from 0 to 1, or None; received {averaging!r}.")
+        if not (_is_number(reweighting) and reweighting >= 1):
+            raise ValueError(f"XRDA: reweighting (M) must be a finite number ≥ 1; received {reweighting!r}.")
+        if not (_is_number(time_scale) and time_scale > 0):
+            raise ValueError(f"XRDA: time_scale (τ) must be a finite number above 0; received {time_scale!r}.")
+        self.averaging = averaging if averaging is None else float(averaging)
+        self.reweighting = float(reweighting)
+        self.time_scale = float(time_scale)
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self._peak_rate = self.add_variable((), dtype="float32", name="peak_rate", aggregation="only_first_replica")
+
+    def add_slots(self, variable, penalized):
+        names = ["velocity"]
+        if penalized:
+            names.append("magnitude")
+        if self.averaging != 0:
+            names.append("center")
+            if penalized:
+                names.append("threshold")
+        return {name: self.add_slot(variable, name) for name in names}
+
+    def _advance(self, indices, grads, rate):
+        counts = super()._advance(indices, grads, rate)
+        self._peak_rate.assign(ops.maximum(ops.convert_to_tensor(self._peak_rate), rate))
+        return counts
+
+    def step(self, weights, gradient, rate, index, slots, prox):
+        # 1 − q_t; near the end of a schedule the difference would lose its digits.
+        gain = ops.negative(ops.expm1(ops.negative(ops.divide(rate, self.time_scale))))
+
+        def moving_average(average, value):
+            return ops.add(average, ops.multiply(gain, ops.subtract(value, average)))
+
+        slots = {**slots, "velocity": moving_average(slots["velocity"], gradient)}
+        z = weights
+        if "center" in slots:
+            a = self._average_share(rate)
+            so_far = ops.where(ops.less_equal(self._steps[index], 1), weights, slots["center"])
+            z = ops.add(ops.multiply(a, so_far), ops.multiply(ops.subtract(1.0, a), weights))
+        z = ops.subtract(z, ops.multiply(rate, slots["velocity"]))
+        if "center" in slots:
+            slots["center"] = z
+        if not self._penalized[index]:
+            return z, slots
+        slots["magnitude"] = moving_average(slots["magnitude"], self._penalties[index].magnitude(weights))
+        threshold = ops.multiply(rate, self._reweight(slots["magnitude"]))
+        if "threshold" in slots:
+            threshold = slots["threshold"] = ops.add(ops.multiply(a, slots["threshold"]), threshold)
+        return prox(z, threshold), slots
+
+    def _average_share(self, rate):
+        """`a_t`."""
+        if self.averaging is not None:
+            return self.averaging
+        peak = ops.convert_to_tensor(self._peak_rate)
+        return ops.subtract(1.0, ops.divide(rate, ops.where(ops.greater(peak, 0.0), peak, 1.0)))
+
+    def _reweight(self, magnitude):
+        """`b_t`; a kernel that is zero throughout has the largest threshold everywhere."""
+        largest = ops.max(magnitude)
+        relative = ops.divide(magnitude, ops.where(ops.greater(largest, 0.0), largest, 1.0))
+        return ops.divide(self.reweighting, ops.add(1.0, ops.multiply(self.reweighting - 1.0, relative)))
+
+    def get_config(self):
+        config = {"averaging": self.averaging, "reweighting": self.reweighting, "time_scale": self.time_scale}
+        return {**super().get_config(), **config}
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
