@@ -131,11 +131,11 @@ class TargetSparsity(keras.callbacks.Callback):
                 "TargetSparsity must know how long training is: the data has no length, so pass steps_per_epoch."
             )
         self._batches = self.params["steps"] * self.params["epochs"]
-        if self._batches * (self.end - self.begin) < 10 * self.interval:
+        if self._batches * (self.end - self.begin) < 20 * self.interval:
             raise ValueError(
                 f"TargetSparsity(begin={self.begin}, end={self.end}, interval={self.interval}) cannot steer "
-                f"{self._batches} batches: fewer than ten measurements lie between begin and end. Train longer, "
-                f"or choose an interval of at most {max(1, int(self._batches * (self.end - self.begin) / 10))}."
+                f"{self._batches} batches: fewer than twenty measurements lie between begin and end. Train longer, "
+                f"or choose an interval of at most {max(1, int(self._batches * (self.end - self.begin) / 20))}."
             )
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)

@@ -31,9 +31,6 @@ OPTIMIZERS = {
     "SqrtProxSGD": lambda **kwargs: keras_rda.SqrtProxSGD(**{"learning_rate": 0.1, "penalty": 1e-4, **kwargs}),
     "RMDA": lambda **kwargs: keras_rda.RMDA(**{"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9, **kwargs}),
     "XRDA": lambda **kwargs: keras_rda.XRDA(**{"learning_rate": 0.5, "penalty": 1e-3, **kwargs}),
-    "XRDA-not-averaged": lambda **kwargs: keras_rda.XRDA(
-        **{"learning_rate": 0.5, "penalty": 1e-3, "averaging": 0.0, **kwargs}
-    ),
 }
 
 

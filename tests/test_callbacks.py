@@ -125,7 +125,7 @@ def test_warm_up_leaves_lambda_alone(digits):
 
     strengths = Strengths()
     x, y = digits
-    target = keras_rda.TargetSparsity(0.9, begin=0.5, end=1.0, interval=4)
+    target = keras_rda.TargetSparsity(0.9, begin=0.5, end=1.0, interval=2)
     with pytest.warns(UserWarning, match=r"the model ended at σ = 0\.\d+, not at 0\.9; λ is .*Train longer"):
         compiled(small_network(), optimizer).fit(
             x[:512], y[:512], batch_size=16, epochs=4, verbose=0, callbacks=[target, strengths]
@@ -160,7 +160,7 @@ def test_steering_resumes_with_the_same_bits(tmp_path, digits):
     x, y = digits[0][:256], digits[1][:256]
 
     def fit(model, initial_epoch, epochs, stop=None):
-        callbacks = [keras_rda.TargetSparsity(0.8, interval=4)]
+        callbacks = [keras_rda.TargetSparsity(0.8, interval=2)]
         if stop is not None:
 
             class Stop(keras.callbacks.Callback):
@@ -244,7 +244,7 @@ def test_target_arguments(arguments, error, message):
 )
 def test_targets_that_cannot_be_met(optimizer, target, error, message, digits):
     with pytest.raises(error, match=message):
-        fit(compiled(small_network(), optimizer()), digits, [keras_rda.TargetSparsity(target, interval=1)], epochs=20)
+        fit(compiled(small_network(), optimizer()), digits, [keras_rda.TargetSparsity(target, interval=1)], epochs=30)
 
 
 def test_target_below_the_present_sparsity(digits):
@@ -252,11 +252,11 @@ def test_target_below_the_present_sparsity(digits):
     for layer in (model.layers[0], model.layers[-1]):
         layer.kernel.assign(np.arange(np.prod(layer.kernel.shape)).reshape(layer.kernel.shape) % 10 == 0)
     with pytest.raises(ValueError, match=r"target 0\.5 of the model is below its present σ = 0\.\d+"):
-        fit(compiled(model, keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.5, interval=1)], epochs=20)
+        fit(compiled(model, keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.5, interval=1)], epochs=30)
 
 
 def test_target_with_too_few_batches(digits):
-    with pytest.raises(ValueError, match=r"cannot steer 4 batches: fewer than ten measurements"):
+    with pytest.raises(ValueError, match=r"cannot steer 4 batches: fewer than twenty measurements"):
         fit(compiled(small_network(), keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.9)])
 
 

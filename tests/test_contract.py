@@ -105,7 +105,7 @@ def test_slots_are_float32_and_few(make_optimizer):
         keras_rda.RMDA: (2, 2),
         keras_rda.ProxSGD: (1, 1) if getattr(optimizer, "momentum", 0) else (0, 0),
         keras_rda.SqrtProxSGD: (0, 0),
-        keras_rda.XRDA: (4, 2) if getattr(optimizer, "averaging", 0) is None else (2, 1),
+        keras_rda.XRDA: (4, 2),
     }[type(optimizer)]
     assert tuple(map(len, slots)) == arrays
     assert all(v.dtype == "float32" for v in slots[0] + slots[1])

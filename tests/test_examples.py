@@ -1,12 +1,15 @@
 """The examples run, in a short form, as a user runs them."""
 
 import importlib
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
 from conftest import BACKEND, small_network
 
@@ -48,6 +51,72 @@ def test_quickstart_refuses():
     result = run("quickstart.py", "--epochs", 0, check=False)
     assert result.returncode == 2
     assert "--epochs must be at least 1; received 0" in result.stderr
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="its processes run on TensorFlow whatever the tests run on")
+def test_accuracy(tmp_path):
+    """Real runs on the embedded digits; what is done already is not done again, and a line cut off by a kill is."""
+    results = tmp_path / "results.jsonl"
+    arguments = ("--task", "digits", "--seed", 0, "--sparsity", 0.9, "--results", results)
+    output = run("benchmarks/accuracy.py", *arguments, "--method", "recipe", "l1_threshold").stdout
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {line["method"] for line in lines} == {"recipe", "l1_threshold"}
+    for line in lines:
+        assert line["sigma"] == pytest.approx(0.9, abs=0.005)
+        assert line["top1"] > 0.8
+        assert f"{line['method']} σ {line['sigma']:.4f} top-1 {line['top1']:.4f}" in output
+        assert str(tmp_path) not in line["command"]
+        assert line["versions"]["keras"] == keras.version()
+    assert results.with_suffix(".png").stat().st_size > 10_000
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines[:1]) + json.dumps(lines[1])[:50])
+    again = run("benchmarks/accuracy.py", *arguments, "--method", "recipe", "l1_threshold")
+    assert f"1/1 digits {lines[1]['method']}" in again.stdout
+    assert "a line that is cut off is left out" in again.stderr
+    assert json.loads(results.read_text().splitlines()[-1])["top1"] == lines[1]["top1"]  # same seed, same batches
+
+
+def test_accuracy_refuses(tmp_path):
+    for arguments, message in (
+        (("--sparsity", 95), "--sparsity must be above 0 and below 1; received 95.0"),
+        (("--epochs", 1), "--epochs must be at least 2, one of them for fine-tuning; received 1"),
+        (("--show", "--results", tmp_path / "none.jsonl"), "holds no results yet"),
+    ):
+        result = run("benchmarks/accuracy.py", *arguments, check=False)
+        assert result.returncode == 2
+        assert message in result.stderr
+
+
+def test_batches_depend_on_seed_and_epoch_alone(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    data = importlib.import_module("accuracy_data")
+
+    def batch(seed, epochs):
+        cell = data.Cell("digits", "dense", 0.0, seed, 20, None, 1)
+        batches, _ = data.load(keras.utils.PyDataset, cell)
+        for _ in range(epochs):
+            batches.on_epoch_end()
+        return batches[3]
+
+    for images, labels in (batch(0, 0), batch(0, 2)):
+        assert images.shape == (128, 8, 8, 1)
+        assert images.dtype == np.float32
+        assert labels.shape == (128,)
+    np.testing.assert_array_equal(batch(0, 2)[0], batch(0, 2)[0])
+    assert np.any(batch(0, 2)[1] != batch(0, 0)[1])
+    assert np.any(batch(1, 0)[1] != batch(0, 0)[1])
+
+
+def test_augmentation_crops_and_flips(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    data = importlib.import_module("accuracy_data")
+    images = np.zeros((200, 8, 8, 1), np.uint8)
+    images[:, 4, 2] = 9
+    moved = data.augmented(images, np.random.default_rng(0))
+    assert moved.shape == images.shape
+    places = {tuple(place) for image in moved for place in np.argwhere(image[..., 0] == 9)}
+    assert {row for row, _ in places} == set(range(8))  # 4 rows up or down
+    assert {column for _, column in places} == set(range(8))  # 2 moved by up to 4, or its mirror 5
+    assert all(np.count_nonzero(image) <= 1 for image in moved)
 
 
 def test_step_time(monkeypatch):

@@ -93,7 +93,7 @@ def train(cell):
         ).history
 
     if cell.method == "l1_threshold":
-        model = task.network(keras, keras.layers, keras.regularizers.L1(L1_IN_THE_LOSS))
+        model = task.network(keras, keras.layers, task.input_shape, keras.regularizers.L1(L1_IN_THE_LOSS))
         tuning = max(1, round(FINE_TUNING * cell.epochs))
         fit(model, sgd(task, len(batches) * (cell.epochs - tuning)), cell.epochs - tuning)
         threshold(model, cell.sparsity)
@@ -103,7 +103,7 @@ def train(cell):
                 layer.kernel_regularizer = None
         history = fit(model, sgd(task, len(batches) * tuning), cell.epochs, cell.epochs - tuning)
     else:
-        model = task.network(keras, keras.layers)
+        model = task.network(keras, keras.layers, task.input_shape)
         optimizer = optimizer_for(cell.method, task, len(batches) * cell.epochs)
         targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity)]
         history = fit(model, optimizer, cell.epochs, callbacks=targets)
@@ -150,7 +150,7 @@ def run(cell):
 def read(file):
     """The results so far; a line that was cut off by a kill is left out."""
     lines = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    for line in filter(None, file.read_text().splitlines() if file.exists() else ()):
         try:
             lines.append(json.loads(line))
         except json.JSONDecodeError:
@@ -246,6 +246,9 @@ def train_all(arguments):
     words = ["DIR" if word in places else word for word in sys.argv[1:]]
     command = f"python examples/benchmarks/accuracy.py {' '.join(words)}"
     failures = []
+    if arguments.results.exists() and not arguments.results.read_bytes().endswith(b"\n"):
+        with arguments.results.open("a") as file:
+            file.write("\n")  # after a line that a kill has cut off
     cells = {}
     for sparsity, seed, task, method in itertools.product(
         arguments.sparsity, arguments.seed, arguments.task, arguments.method

@@ -26,9 +26,9 @@ class Cell:
         return self.task, self.method, self.sparsity, self.seed, self.epochs
 
 
-def convolutions(keras, layers, regularizer=None):
+def convolutions(keras, layers, input_shape, regularizer=None):
     """Four strided 3×3 convolutions with batch normalisation; 221k weights."""
-    model = [layers.Input((28, 28, 1))]
+    model = [layers.Input(input_shape)]
     for filters in (24, 48, 96, 192):
         model += [
             layers.Conv2D(
@@ -47,7 +47,7 @@ def convolutions(keras, layers, regularizer=None):
     return keras.Sequential(model)
 
 
-def residual(keras, layers, regularizer=None, input_shape=(32, 32, 3)):
+def residual(keras, layers, input_shape, regularizer=None):
     """ResNet-20 (He et al., 2016, section 4.2) behind a stem of stride 2: a quarter of its work; 272k weights."""
 
     def convolution(x, filters, size, strides):
@@ -79,6 +79,7 @@ class Task:
     """A data set with a network and a budget."""
 
     dataset: str
+    input_shape: tuple[int, int, int]
     network: Callable
     epochs: int
     augmented: bool
@@ -88,21 +89,20 @@ class Task:
     )
 
 
-def small_residual(keras, layers, regularizer=None):
-    return residual(keras, layers, regularizer, (28, 28, 1))
-
-
 TASKS = {
-    "fashion_mnist": Task("fashion_mnist", convolutions, 20, augmented=False),
-    "fashion_mnist_residual": Task("fashion_mnist", small_residual, 10, augmented=False),
-    "cifar10": Task("cifar10", residual, 10, augmented=True),
+    "digits": Task("digits", (8, 8, 1), convolutions, 60, augmented=False),  # embedded: to try the command
+    "fashion_mnist": Task("fashion_mnist", (28, 28, 1), convolutions, 20, augmented=False),
+    "fashion_mnist_residual": Task("fashion_mnist", (28, 28, 1), residual, 10, augmented=False),
+    "cifar10": Task("cifar10", (32, 32, 3), residual, 10, augmented=True),
 }
 BATCH_SIZE = 128
 
 
 def load(sequence, cell):
     """The training batches as a `sequence` (the base class of the Keras in use), and the test images and labels."""
-    (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load(TASKS[cell.task].dataset, cell.data_dir)
+    name = TASKS[cell.task].dataset
+    sets = keras_rda.datasets.load_digits() if name == "digits" else keras_rda.datasets.load(name, cell.data_dir)
+    (x_train, y_train), (x_test, y_test) = sets
     mean, deviation = x_train.mean((0, 1, 2)), x_train.std((0, 1, 2))
 
     def standardised(images):

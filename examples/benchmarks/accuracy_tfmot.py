@@ -28,11 +28,11 @@ def main():
     train, (x_test, y_test) = data.load(tf_keras.utils.Sequence, cell)
     steps = len(train) * cell.epochs
     schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, cell.sparsity, 0, int(0.5 * steps), frequency=100)
-    network = task.network(tf_keras, tf_keras.layers)
+    network = task.network(tf_keras, tf_keras.layers, task.input_shape)
     model = tfmot.sparsity.keras.prune_low_magnitude(network, pruning_schedule=schedule)
     rate = tf_keras.optimizers.schedules.CosineDecay(task.learning_rate, steps)
     model.compile(
-        tf_keras.optimizers.SGD(rate, momentum=0.9),
+        tf_keras.optimizers.SGD(rate, momentum=0.9, weight_decay=task.weight_decay),
         loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -50,11 +50,7 @@ def main():
     kernels = [v.numpy() for v in stripped.trainable_variables if len(v.shape) > 1]
     sigma = 1 - sum(map(np.count_nonzero, kernels)) / sum(k.size for k in kernels)
     versions = {"tensorflow": tf.__version__, "tf_keras": tf_keras.__version__, "tfmot": tfmot.__version__}
-    print(
-        json.dumps(
-            data.result(cell, top1, sigma, seconds, len(kernels) and history["accuracy"][-1], versions, "tensorflow")
-        )
-    )
+    print(json.dumps(data.result(cell, top1, sigma, seconds, history["accuracy"][-1], versions, "tensorflow")))
 
 
 if __name__ == "__main__":
