@@ -156,6 +156,7 @@ class TargetSparsity(keras.callbacks.Callback):
         optimizer = self._optimizer()
         for group in self._groups:
             sigma = group.measure(optimizer, optimizer.weight)
+            group.remember(optimizer, -1.0)  # this steering has ended
             if abs(sigma - group.target) > self.TOLERANCE:
                 warnings.warn(
                     f"TargetSparsity: {group.name} ended at σ = {sigma:.4f}, not at {group.target}; λ is "
@@ -209,8 +210,9 @@ class TargetSparsity(keras.callbacks.Callback):
                     "whole model."
                 )
             sigma = group.measure(optimizer)
-            # At σ = 1, where RDA begins, the first step forgets it.
-            if group.target + self.TOLERANCE < sigma < 1:
+            # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
+            resumed = group.remember(optimizer) >= 0
+            if not resumed and group.target + self.TOLERANCE < sigma < 1:
                 raise ValueError(
                     f"TargetSparsity: the target {group.target} of {group.name} is below its present σ = {sigma:.4f}, "
                     "and steering does not bring weights back. Choose a target above it, or train from dense weights."
