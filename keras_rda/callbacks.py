@@ -46,9 +46,13 @@ class SparsityLogger(keras.callbacks.Callback):
             )
 
 
+def _inner_optimizer(model):
+    """The optimizer of `model`, without the wrapper that mixed precision puts around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 def _penalty_note(model):
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    penalty = getattr(optimizer, "penalty", None)
+    penalty = getattr(_inner_optimizer(model), "penalty", None)
     return "" if penalty is None else f" The penalty's strength λ is {float(penalty.strength):g}."
 
 
@@ -166,7 +170,7 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def _optimizer(self):
         # By way of self.model each time: on JAX that is what brings the state of a running epoch here.
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        optimizer = _inner_optimizer(self.model)
         if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
             raise TypeError(
                 f"TargetSparsity steers the λ of a keras_rda optimizer, but the model is compiled with "

@@ -1,4 +1,4 @@
-"""Networks, batches and results that accuracy.py and accuracy_tfmot.py share; it imports neither Keras."""
+"""Networks, batches and results that accuracy.py and accuracy_tfmot.py share; the Keras in use is an argument."""
 
 import dataclasses
 import os
