@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_rda.kernels import is_kernel
+from keras_rda.optimizers.base import inner_optimizer
 
 
 class ZeroPattern(keras.constraints.Constraint):
@@ -35,8 +36,7 @@ def freeze_zeros(model):
         ValueError: the model has no trainable kernels (not built, or all frozen), or its optimizer averages the weights
             (`use_ema`): Keras puts the averages in place after the constraints, and they have no zeros.
     """
-    optimizer = getattr(model, "optimizer", None)
-    if getattr(getattr(optimizer, "inner_optimizer", optimizer), "use_ema", False):
+    if getattr(inner_optimizer(model), "use_ema", False):
         raise ValueError(
             f"freeze_zeros() cannot keep the zeros of the model '{model.name}': its optimizer has use_ema=True, and "
             "averages have no exact zeros. Compile the model with use_ema=False."

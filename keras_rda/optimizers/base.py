@@ -3,16 +3,16 @@
 import math
 import numbers
 import warnings
-import zlib
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_rda import kernels
+from keras_rda.optimizers.state import CheckedState
 
 
-class PenalizedOptimizer(keras.optimizers.Optimizer):
+class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
     """Base class of the optimizers that produce exact zeros.
 
     A subclass defines one function without side effects, `step`, and, if it keeps state, `add_slots`. This class does
@@ -152,8 +152,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         self._excluded_positions = sorted(excluded)
         self._penalties = own_penalties
-        self._penalized = [penalty is not None for penalty in self._penalties]
-        if self.penalty is not None and not any(self._penalized):
+        if self.penalty is not None and not any(self._penalties):
             warnings.warn(
                 f"{type(self).__name__} has nothing to penalise: of {len(variables)} trainable variables none is a "
                 "kernel (rank ≥ 2, no embedding table) that is not excluded, so no weight will become zero. "
@@ -167,13 +166,13 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
         if self.penalty is not None:
-            # TargetSparsity's state, saved with the optimizer's: λ of a variable is penalty.strength times its factor,
-            # and σ as it was when last measured, below zero if never.
+            # TargetSparsity's state, saved with the optimizer's: λ of a variable is penalty.strength times e to its
+            # exponent, and the density 1 − σ as it was when last measured, zero if never. Zero is also what state that
+            # was saved before the first step is restored to.
             shape, options = (len(variables),), {"dtype": "float32", "aggregation": "only_first_replica"}
-            self.strength_factors = self.add_variable(shape, "ones", name="strength_factors", **options)
-            never = keras.initializers.Constant(-1.0)
-            self.measured_sparsity = self.add_variable(shape, never, name="measured_sparsity", **options)
-        self._slots = [self.add_slots(v, penalized) for v, penalized in zip(variables, self._penalized, strict=True)]
+            self.strength_exponents = self.add_variable(shape, name="strength_exponents", **options)
+            self.measured_density = self.add_variable(shape, name="measured_density", **options)
+        self._slots = [self.add_slots(variable, self.penalizes(i)) for i, variable in enumerate(variables)]
 
     def add_slots(self, variable, penalized):
         """Return the slots of `variable`, a dict of name → `add_slot(variable, name)`. Its order is a file format."""
@@ -205,7 +204,7 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
 
     def penalizes(self, index):
         """Whether the variable at `index` of those the optimizer was built for has a penalty."""
-        return self._penalized[index]
+        return self._penalties[index] is not None
 
     def penalized_units(self, index):
         """How many weights of the variable at `index`, or groups of them, become zero each by itself."""
@@ -239,9 +238,9 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
 
     def _prox(self, index):
         """`prox(u, step)` of the variable at `index`: its penalty's proximal map, or the identity."""
-        if not self._penalized[index]:
+        if not self.penalizes(index):
             return lambda u, step: u
-        factor = self.strength_factors[index]
+        factor = ops.exp(self.strength_exponents[index])
         return lambda u, step: self._penalties[index].prox(u, ops.multiply(factor, step))
 
     def apply(self, grads, trainable_variables=None):
@@ -318,68 +317,6 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
             average = ops.convert_to_tensor(variable)
             variable.assign(ops.where(keep, average, ops.zeros_like(average)))
 
-    def _layout(self, built):
-        """A checksum of what the state is made of, without the names of layers, which may change on loading."""
-        slots = [",".join(slots) for slots in self._slots] if built else []
-        own = [variable.name for variable in self.variables[: self._unbuilt_size]]
-        return zlib.crc32(";".join([type(self).__name__, *own, *slots]).encode())
-
-    def save_own_variables(self, store):
-        """Save the state, with a checksum of its layout."""
-        super().save_own_variables(store)
-        store["layout"] = np.array(self._layout(self.built), "int64")
-
-    def set_weights(self, weights):
-        """Set all variables of a built optimizer from arrays in the order of `variables`."""
-        if len(weights) != len(self.variables):
-            raise ValueError(
-                f"{type(self).__name__}.set_weights() takes {len(self.variables)} arrays, one for each of `variables`; "
-                f"received {len(weights)}."
-            )
-        super().set_weights(weights)
-
-    def load_own_variables(self, store):
-        """Restore the state, or raise a `ValueError` that says what does not fit."""
-        if self._starts_afresh(store):
-            # Saved before the first step, when there are no slots yet; they start at zero.
-            values = [
-                store[str(i)] if i < self._unbuilt_size else ops.zeros(v.shape, v.dtype)
-                for i, v in enumerate(self.variables)
-            ]
-        else:
-            self._check_layout(store)
-            values = [store[str(i)] for i in range(len(self.variables))]
-        for variable, value in zip(self.variables, values, strict=True):
-            if tuple(variable.shape) != tuple(value.shape):
-                raise ValueError(
-                    f"The state saved for {type(self).__name__} '{self.name}' has shape {tuple(value.shape)} where "
-                    f"'{variable.path}' has {tuple(variable.shape)}: it belongs to another model or optimizer."
-                )
-        for variable, value in zip(self.variables, values, strict=True):
-            variable.assign(value)
-
-    def _starts_afresh(self, store):
-        keys = store.keys()
-        if len(keys) != self._unbuilt_size + 1 or "layout" not in keys:
-            return False
-        return int(np.array(store["layout"])) == self._layout(built=False)
-
-    def _check_layout(self, store):
-        keys = store.keys()
-        if len(keys) == len(self.variables) + 1 and "layout" in keys:
-            if int(np.array(store["layout"])) == self._layout(self.built):
-                return
-            received = "state of other variables"
-        else:
-            received = f"{len(keys)} arrays where {len(self.variables) + 1} are expected"
-        hint = "" if self.built else "To resume, call optimizer.build(model.trainable_variables) before loading. "
-        raise ValueError(
-            f"The state saved for the optimizer does not fit {type(self).__name__} '{self.name}': {received}. Training "
-            f"on would rewrite the model from sums that were lost. {hint}Compile the model with the optimizer (class, "
-            "penalty, center, exclusions) that was saved, or, to train the loaded weights afresh, load them before "
-            "compile()."
-        )
-
     def get_config(self):
         config = super().get_config()
         if self.penalty is not None:
@@ -406,6 +343,12 @@ class PenalizedOptimizer(keras.optimizers.Optimizer):
         optimizer._excluded_names = tuple(exclusions.get("names", ()))
         optimizer._saved_exclusions = dict(exclusions)
         return optimizer
+
+
+def inner_optimizer(model):
+    """The optimizer of `model`, without the wrapper that mixed precision puts around it; None if it is not compiled."""
+    optimizer = getattr(model, "optimizer", None)
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def _dense(gradient):

@@ -37,8 +37,8 @@ class RDA(DualAveraging):
         super().build(variables)
         nonzero = [
             kernels.variable_path(variable)
-            for variable, penalized in zip(variables, self._penalized, strict=True)
-            if penalized and _any_nonzero(variable)
+            for index, variable in enumerate(variables)
+            if self.penalizes(index) and _any_nonzero(variable)
         ]
         if nonzero:
             warnings.warn(

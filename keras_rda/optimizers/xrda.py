@@ -107,7 +107,7 @@ class XRDA(PenalizedOptimizer):
         z = ops.subtract(z, ops.multiply(rate, slots["velocity"]))
         if "center" in slots:
             slots["center"] = z
-        if not self._penalized[index]:
+        if not self.penalizes(index):
             return z, slots
         slots["magnitude"] = moving_average(slots["magnitude"], self._penalties[index].magnitude(weights))
         threshold = ops.multiply(rate, self._reweight(slots["magnitude"]))

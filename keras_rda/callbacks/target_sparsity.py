@@ -1,4 +1,4 @@
-"""Callbacks for `model.fit`."""
+"""Ending training at a wanted σ."""
 
 import math
 import numbers
@@ -7,53 +7,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_rda.metrics import summary
-from keras_rda.optimizers import PenalizedOptimizer
-
-
-class SparsityLogger(keras.callbacks.Callback):
-    """Logs σ after every epoch, and reports a network that has died.
-
-    Adds `sparsity` (all trainable weights, eq. 30) and `kernel_sparsity` (the ones penalised by default) to the epoch's
-    logs: the progress bar and `History` show them, and `TensorBoard`, `CSVLogger`, `EarlyStopping` or `ModelCheckpoint`
-    when they stand after it in `callbacks`.
-
-    A network of several layers whose kernels are all zero is a constant function, and no gradient reaches them: it does
-    not come back by itself. The epoch at which that happens gets a warning.
-    """
-
-    def on_train_begin(self, logs=None):
-        self._dead = False
-
-    def on_epoch_end(self, epoch, logs=None):
-        zeros = summary(self.model)
-        if not zeros.rows:
-            return
-        kernels = sum(row.kernel for row in zeros.rows)
-        if logs is not None:
-            logs["sparsity"] = zeros.sparsity()
-            if kernels:
-                logs["kernel_sparsity"] = zeros.sparsity(kernels_only=True)
-        # A single layer, as in logistic regression, has a gradient even at zero.
-        if kernels > 1 and not self._dead and zeros.sparsity(kernels_only=True) == 1.0:
-            self._dead = True
-            warnings.warn(
-                f"The network died in epoch {epoch + 1}: every kernel is zero, so its output is constant and no "
-                f"gradient reaches the kernels.{_penalty_note(self.model)} Train again from fresh weights with a "
-                "smaller penalty; in a network without normalisation layers, with center='initial' and a smaller "
-                "learning_rate.",
-                stacklevel=2,
-            )
-
-
-def _inner_optimizer(model):
-    """The optimizer of `model`, without the wrapper that mixed precision puts around it."""
-    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
-
-
-def _penalty_note(model):
-    penalty = getattr(_inner_optimizer(model), "penalty", None)
-    return "" if penalty is None else f" The penalty's strength λ is {float(penalty.strength):g}."
+from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
 
 class TargetSparsity(keras.callbacks.Callback):
@@ -66,7 +20,7 @@ class TargetSparsity(keras.callbacks.Callback):
     heading and where it should be. After the last batch the smallest weights that are missing to the target become
     zero.
 
-    λ is `optimizer.penalty.strength`, for single kernels times `optimizer.strength_factors`. These and what the
+    λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`. These and what the
     steering remembers are saved with the optimizer's state, so a resumed run steers on. Training that ends more than
     half a point away from a target gives a warning.
 
@@ -160,7 +114,7 @@ class TargetSparsity(keras.callbacks.Callback):
         optimizer = self._optimizer()
         for group in self._groups:
             sigma = group.measure(optimizer, optimizer.weight)
-            group.remember(optimizer, -1.0)  # this steering has ended
+            group.remember(optimizer, 0.0)  # this steering has ended
             if abs(sigma - group.target) > self.TOLERANCE:
                 warnings.warn(
                     f"TargetSparsity: {group.name} ended at σ = {sigma:.4f}, not at {group.target}; λ is "
@@ -170,7 +124,7 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def _optimizer(self):
         # By way of self.model each time: on JAX that is what brings the state of a running epoch here.
-        optimizer = _inner_optimizer(self.model)
+        optimizer = inner_optimizer(self.model)
         if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
             raise TypeError(
                 f"TargetSparsity steers the λ of a keras_rda optimizer, but the model is compiled with "
@@ -215,8 +169,7 @@ class TargetSparsity(keras.callbacks.Callback):
                 )
             sigma = group.measure(optimizer)
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
-            resumed = group.remember(optimizer) >= 0
-            if not resumed and group.target + self.TOLERANCE < sigma < 1:
+            if not group.remembered(optimizer) and group.target + self.TOLERANCE < sigma < 1:
                 raise ValueError(
                     f"TargetSparsity: the target {group.target} of {group.name} is below its present σ = {sigma:.4f}, "
                     "and steering does not bring weights back. Choose a target above it, or train from dense weights."
@@ -226,17 +179,18 @@ class TargetSparsity(keras.callbacks.Callback):
     def _steer(self, optimizer):
         progress, interval = self._position / self._batches, self.interval / self._batches
         for group in self._groups:
-            sigma, before = group.measure(optimizer), group.remember(optimizer)
-            group.remember(optimizer, sigma)
-            if progress <= self.begin:
-                continue
-            if (strengths := group.critical_strengths(optimizer)) is not None:
+            if progress > self.begin and (strengths := group.critical_strengths(optimizer)) is not None:
                 # One interval ahead, which is how long this λ has to serve.
                 wanted = self._wanted(progress + interval, group.target)
+                group.remember(optimizer, 1 - wanted)
                 group.set_strength(optimizer, float(np.quantile(strengths, wanted)))
                 continue
+            before, sigma = group.remembered(optimizer), group.measure(optimizer)
+            group.remember(optimizer, 1 - sigma)
+            if progress <= self.begin:
+                continue
             now = _log_odds(sigma)
-            heading = now + self.LOOK_AHEAD * (now - _log_odds(before) if before >= 0 else 0.0)
+            heading = now + self.LOOK_AHEAD * (now - _log_odds(1 - before) if before else 0.0)
             aim = max(1 - self.MARGIN * (1 - group.target), group.target / self.MARGIN)
             error = _log_odds(self._wanted(progress + self.LOOK_AHEAD * interval, aim)) - heading
             change = min(max(self.GAIN * error, -self.LARGEST_CHANGE), self.LARGEST_CHANGE)
@@ -265,13 +219,17 @@ class _Steered:
             size += math.prod(weights.shape)
         return zeros / size
 
-    def remember(self, optimizer, sigma=None):
-        """Keep σ for the next time, or return what was kept: below zero if nothing was."""
-        return self._entry(optimizer.measured_sparsity, sigma)
+    def remember(self, optimizer, density):
+        """Keep the density 1 − σ for the next time; zero forgets."""
+        self._set_entry(optimizer.measured_density, density)
+
+    def remembered(self, optimizer):
+        """The density that was kept, or zero."""
+        return self._entry(optimizer.measured_density)
 
     def strength(self, optimizer):
-        factor = 1.0 if self.whole_model else self._entry(optimizer.strength_factors)
-        return float(optimizer.penalty.strength) * factor
+        exponent = 0.0 if self.whole_model else self._entry(optimizer.strength_exponents)
+        return float(optimizer.penalty.strength) * math.exp(exponent)
 
     def trim(self, optimizer, share):
         """Zero the smallest weights or groups that are missing to the target: at most `share` of the nonzero ones."""
@@ -308,15 +266,16 @@ class _Steered:
         else:
             if float(optimizer.penalty.strength) == 0:
                 optimizer.penalty.strength = self.SMALLEST
-            self._entry(optimizer.strength_factors, strength / float(optimizer.penalty.strength))
+            exponent = math.log(strength / float(optimizer.penalty.strength))
+            self._set_entry(optimizer.strength_exponents, exponent)
 
-    def _entry(self, vector, value=None):
+    def _entry(self, vector):
+        return float(keras.ops.convert_to_numpy(vector)[self.indices[0]])
+
+    def _set_entry(self, vector, value):
         array = keras.ops.convert_to_numpy(vector).copy()
-        if value is None:
-            return float(array[self.indices[0]])
         array[self.indices] = value
         vector.assign(array)
-        return None
 
 
 def _log_odds(share):

@@ -1,0 +1,76 @@
+"""Optimizer state in files: what does not fit raises."""
+
+import zlib
+
+import numpy as np
+from keras import ops
+
+
+class CheckedState:
+    """Mixin of a `keras.optimizers.Optimizer`: saves a checksum of the state's layout, and restores all or nothing.
+
+    Keras would warn and skip what does not fit. The optimizer sets `_unbuilt_size`, the number of its variables before
+    it is built, and in `build` `_slots`, a dict of name → slot for each trained variable.
+    """
+
+    def _layout(self, built):
+        """A checksum of what the state is made of, without the names of layers, which may change on loading."""
+        slots = [",".join(slots) for slots in self._slots] if built else []
+        own = [variable.name for variable in self.variables[: self._unbuilt_size]]
+        return zlib.crc32(";".join([type(self).__name__, *own, *slots]).encode())
+
+    def save_own_variables(self, store):
+        """Save the state, with a checksum of its layout."""
+        super().save_own_variables(store)
+        store["layout"] = np.array(self._layout(self.built), "int64")
+
+    def set_weights(self, weights):
+        """Set all variables of a built optimizer from arrays in the order of `variables`."""
+        if len(weights) != len(self.variables):
+            raise ValueError(
+                f"{type(self).__name__}.set_weights() takes {len(self.variables)} arrays, one for each of `variables`; "
+                f"received {len(weights)}."
+            )
+        super().set_weights(weights)
+
+    def load_own_variables(self, store):
+        """Restore the state, or raise a `ValueError` that says what does not fit."""
+        if self._starts_afresh(store):
+            # Saved before the first step, when there are no slots yet; they start at zero.
+            values = [
+                store[str(i)] if i < self._unbuilt_size else ops.zeros(v.shape, v.dtype)
+                for i, v in enumerate(self.variables)
+            ]
+        else:
+            self._check_layout(store)
+            values = [store[str(i)] for i in range(len(self.variables))]
+        for variable, value in zip(self.variables, values, strict=True):
+            if tuple(variable.shape) != tuple(value.shape):
+                raise ValueError(
+                    f"The state saved for {type(self).__name__} '{self.name}' has shape {tuple(value.shape)} where "
+                    f"'{variable.path}' has {tuple(variable.shape)}: it belongs to another model or optimizer."
+                )
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
+
+    def _starts_afresh(self, store):
+        keys = store.keys()
+        if len(keys) != self._unbuilt_size + 1 or "layout" not in keys:
+            return False
+        return int(np.array(store["layout"])) == self._layout(built=False)
+
+    def _check_layout(self, store):
+        keys = store.keys()
+        if len(keys) == len(self.variables) + 1 and "layout" in keys:
+            if int(np.array(store["layout"])) == self._layout(self.built):
+                return
+            received = "state of other variables"
+        else:
+            received = f"{len(keys)} arrays where {len(self.variables) + 1} are expected"
+        hint = "" if self.built else "To resume, call optimizer.build(model.trainable_variables) before loading. "
+        raise ValueError(
+            f"The state saved for the optimizer does not fit {type(self).__name__} '{self.name}': {received}. Training "
+            f"on would rewrite the model from sums that were lost. {hint}Compile the model with the optimizer (class, "
+            "penalty, center, exclusions) that was saved, or, to train the loaded weights afresh, load them before "
+            "compile()."
+        )
