@@ -11,6 +11,7 @@ file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorfl
 import argparse
 import collections
 import concurrent.futures
+import dataclasses
 import itertools
 import json
 import os
@@ -27,7 +28,8 @@ import accuracy_data as data
 
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results"
-FINE_TUNING = 0.25  # share of the epochs that ℓ1 in the loss + threshold trains with its zeros frozen
+FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zeros; as many more for `fine_tuning`
+FINE_TUNING_RATE = 0.3
 L1_IN_THE_LOSS = 3e-5
 
 
@@ -35,19 +37,25 @@ def sgd(task, steps):
     import keras
 
     rate = keras.optimizers.schedules.CosineDecay(task.learning_rate, steps)
-    return keras.optimizers.SGD(rate, momentum=0.9, weight_decay=task.weight_decay)
+    return keras.optimizers.SGD(rate, momentum=data.MOMENTUM, weight_decay=task.decoupled_weight_decay)
 
 
-def optimizer_for(method, task, steps):
-    """The optimizer of a method that is one `fit`."""
+def optimizer_for(method, task, steps, model):
+    """The optimizer of a method that is one `fit`; `fine_tuning` starts from trained weights."""
     import keras
 
     import keras_rda
 
     schedules = keras.optimizers.schedules
+
+    def recipe(rate, penalty=1e-6):
+        return keras_rda.XRDA(schedules.CosineDecay(rate, steps), penalty, weight_decay=task.weight_decay)
+
     makers = {
         "dense": lambda: sgd(task, steps),
-        "recipe": lambda: keras_rda.XRDA(schedules.CosineDecay(1.0, steps)),
+        "recipe": lambda: recipe(1.0),
+        "recipe_channels": lambda: recipe(1.0, keras_rda.GroupL1(1e-6, layout=model)),
+        "fine_tuning": lambda: recipe(FINE_TUNING_RATE),
         "sda": lambda: keras_rda.SDA(1.0),
         "rda": lambda: keras_rda.RDA(1.0),
         "mrda": lambda: keras_rda.MRDA(1.0),
@@ -55,7 +63,10 @@ def optimizer_for(method, task, steps):
         "prox_sgd": lambda: keras_rda.ProxSGD(1.0),
         "sqrt_prox_sgd": lambda: keras_rda.SqrtProxSGD(1.0, 1e-9),
         "prox_sgd_momentum": lambda: keras_rda.ProxSGD(
-            schedules.CosineDecay(task.learning_rate, steps), momentum=0.9, exponent=0.0
+            schedules.CosineDecay(task.learning_rate, steps),
+            momentum=data.MOMENTUM,
+            exponent=0.0,
+            weight_decay=task.weight_decay,
         ),
         "rmda": lambda: keras_rda.RMDA(
             schedules.PiecewiseConstantDecay([steps // 2, 3 * steps // 4], [0.1, 0.01, 0.001])
@@ -66,7 +77,7 @@ def optimizer_for(method, task, steps):
 
 
 METHODS = (
-    *("dense", "recipe", "tfmot", "l1_threshold"),
+    *("dense", "recipe", "tfmot", "l1_threshold", "fine_tuning", "recipe_channels"),
     *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
 )
 DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
@@ -104,10 +115,18 @@ def train(cell):
         history = fit(model, sgd(task, len(batches) * tuning), cell.epochs, cell.epochs - tuning)
     else:
         model = task.network(keras, keras.layers, task.input_shape)
-        optimizer = optimizer_for(cell.method, task, len(batches) * cell.epochs)
+        epochs = cell.epochs
+        if cell.method == "fine_tuning":
+            fit(model, sgd(task, len(batches) * epochs), epochs)  # the very weights of `dense`
+            epochs = max(1, round(FINE_TUNING * epochs))
+        optimizer = optimizer_for(cell.method, task, len(batches) * epochs, model)
         targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity)]
-        history = fit(model, optimizer, cell.epochs, callbacks=targets)
+        history = fit(model, optimizer, epochs, callbacks=targets)
     seconds = time.perf_counter() - start
+    if cell.model:
+        unfinished = pathlib.Path(cell.model).with_suffix(".part.keras")
+        model.save(unfinished)
+        unfinished.replace(cell.model)
     top1 = data.top1(model.predict(np.asarray(x_test), batch_size=1000, verbose=0), y_test)
     sigma = keras_rda.sparsity(model, kernels_only=True)
     versions = {"keras": keras.version(), "keras_rda": keras_rda.__version__}
@@ -132,8 +151,6 @@ def threshold(model, sparsity):
 
 def run(cell):
     """Run a cell in a process of its own; return its line, or raise with the end of what it printed."""
-    import dataclasses
-
     text = json.dumps(dataclasses.asdict(cell))
     script = ["accuracy_tfmot.py", text] if cell.method == "tfmot" else ["accuracy.py", "--cell", text]
     done = subprocess.run(
@@ -226,7 +243,11 @@ def main():
         parser.error(f"--epochs must be at least 2, one of them for fine-tuning; received {arguments.epochs}")
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     if not arguments.show:
-        train_all(arguments)
+        cells = [
+            make_cell(arguments, *place)
+            for place in itertools.product(arguments.sparsity, arguments.seed, arguments.task, arguments.method)
+        ]
+        train_all(cells, arguments)
     results = read(arguments.results)
     if not results:
         parser.error(f"{arguments.results} holds no results yet")
@@ -236,42 +257,50 @@ def main():
     plot(results, arguments.results.with_suffix(".png"))
 
 
-def train_all(arguments):
-    """Run the cells that the results do not hold yet, and append each as it ends."""
-    done = {
-        tuple(line[name] for name in ("task", "method", "sparsity", "seed", "epochs"))
-        for line in read(arguments.results)
-    }
-    places = (arguments.data_dir, str(arguments.results))  # of this machine; another has its own
-    words = ["DIR" if word in places else word for word in sys.argv[1:]]
-    command = f"python examples/benchmarks/accuracy.py {' '.join(words)}"
+def make_cell(arguments, sparsity, seed, task, method, model=None):
+    epochs = arguments.epochs or data.TASKS[task].epochs
+    target = 0.0 if method in DENSE else sparsity
+    return data.Cell(task, method, target, seed, epochs, arguments.data_dir, threads=1, model=model)
+
+
+def run_all(cells, jobs):
+    """Yield the line of each cell as it ends; if any failed, raise when the others have ended."""
     failures = []
-    if arguments.results.exists() and not arguments.results.read_bytes().endswith(b"\n"):
-        with arguments.results.open("a") as file:
-            file.write("\n")  # after a line that a kill has cut off
-    cells = {}
-    for sparsity, seed, task, method in itertools.product(
-        arguments.sparsity, arguments.seed, arguments.task, arguments.method
-    ):
-        epochs = arguments.epochs or data.TASKS[task].epochs
-        target = 0.0 if method in DENSE else sparsity
-        cell = data.Cell(task, method, target, seed, epochs, arguments.data_dir, threads=1)
-        if cell.key() not in done:
-            cells[cell.key()] = cell
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool, arguments.results.open("a") as file:
-        futures = [pool.submit(run, cell) for cell in cells.values()]
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run, cell) for cell in cells]
         for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
-            if error := future.exception():  # the others go on
+            if error := future.exception():
                 failures.append(str(error))
                 continue
             line = future.result()
-            file.write(json.dumps(line | {"command": command}) + "\n")
-            file.flush()
+            yield line
             print(
-                f"{number}/{len(cells)} {line['task']} {line['method']} σ {line['sigma']:.4f} top-1 {line['top1']:.4f}"
+                f"{number}/{len(cells)} {line['task']} {line['method']} seed {line['seed']} σ {line['sigma']:.4f} "
+                f"top-1 {line['top1']:.4f}",
+                flush=True,
             )
     if failures:
         sys.exit("\n\n".join(failures))
+
+
+def train_all(cells, arguments):
+    """Run the cells that the results do not hold yet, and append each as it ends."""
+    done = {tuple(line[name] for name in data.KEY) for line in read(arguments.results)}
+    if arguments.results.exists() and not arguments.results.read_bytes().endswith(b"\n"):
+        with arguments.results.open("a") as file:
+            file.write("\n")  # after a line that a kill has cut off
+    missing = {cell.key(): cell for cell in cells if cell.key() not in done}
+    with arguments.results.open("a") as file:
+        for line in run_all(missing.values(), arguments.jobs):
+            file.write(json.dumps(line | {"command": command(arguments)}) + "\n")
+            file.flush()
+
+
+def command(arguments):
+    """The command line, without the places of this machine: another has its own."""
+    places = (arguments.data_dir, str(arguments.results))
+    words = ["DIR" if word in places else word for word in sys.argv[1:]]
+    return f"python examples/benchmarks/{pathlib.Path(sys.argv[0]).name} {' '.join(words)}"
 
 
 if __name__ == "__main__":

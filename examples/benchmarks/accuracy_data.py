@@ -9,10 +9,12 @@ import numpy as np
 
 import keras_rda.datasets
 
+KEY = ("task", "method", "sparsity", "seed", "epochs")
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training run: `sparsity` is the wanted σ over the kernels, 0 for dense training."""
+    """One training run: `sparsity` is the wanted σ of the kernels, 0 for dense training; `model` a file to save to."""
 
     task: str
     method: str
@@ -21,20 +23,30 @@ class Cell:
     epochs: int
     data_dir: str | None
     threads: int
+    model: str | None = None
 
     def key(self):
-        return self.task, self.method, self.sparsity, self.seed, self.epochs
+        return tuple(getattr(self, name) for name in KEY)
 
 
 def convolutions(keras, layers, input_shape, regularizer=None):
     """Four strided 3×3 convolutions with batch normalisation; 221k weights."""
+    return _plain(keras, layers, input_shape, regularizer, ((24, 2), (48, 2), (96, 2), (192, 2)))
+
+
+def wide(keras, layers, input_shape, regularizer=None):
+    """Five 3×3 convolutions without shortcuts, so that every channel but the classes can be removed; 277k weights."""
+    return _plain(keras, layers, input_shape, regularizer, ((32, 2), (64, 2), (64, 1), (128, 2), (128, 1)))
+
+
+def _plain(keras, layers, input_shape, regularizer, convolutions):
     model = [layers.Input(input_shape)]
-    for filters in (24, 48, 96, 192):
+    for filters, strides in convolutions:
         model += [
             layers.Conv2D(
                 filters,
                 3,
-                strides=2,
+                strides=strides,
                 padding="same",
                 use_bias=False,
                 kernel_initializer="he_normal",
@@ -74,6 +86,9 @@ def residual(keras, layers, input_shape, regularizer=None):
     return keras.Model(images, layers.Dense(10, kernel_regularizer=regularizer)(x))
 
 
+MOMENTUM = 0.9
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A data set with a network and a budget."""
@@ -83,10 +98,13 @@ class Task:
     network: Callable
     epochs: int
     augmented: bool
-    learning_rate: float = 0.1  # SGD with momentum 0.9, falling to zero by a cosine
-    weight_decay: float = (
-        5e-3  # decoupled, times the rate: with momentum 0.9 as strong as the usual 5e-4 in the gradient
-    )
+    learning_rate: float = 0.1  # of SGD with momentum, falling to zero by a cosine
+    weight_decay: float = 5e-4  # as a part of the gradient
+
+    @property
+    def decoupled_weight_decay(self):
+        """The same for Keras' SGD, which takes it out of the weights times the rate, without momentum's factor."""
+        return self.weight_decay / (1 - MOMENTUM)
 
 
 TASKS = {
@@ -94,6 +112,7 @@ TASKS = {
     "fashion_mnist": Task("fashion_mnist", (28, 28, 1), convolutions, 20, augmented=False),
     "fashion_mnist_residual": Task("fashion_mnist", (28, 28, 1), residual, 10, augmented=False),
     "cifar10": Task("cifar10", (32, 32, 3), residual, 10, augmented=True),
+    "cifar10_plain": Task("cifar10", (32, 32, 3), wide, 15, augmented=True),
 }
 BATCH_SIZE = 128
 
@@ -158,7 +177,8 @@ def limit_threads(threads):
 
 def result(cell, top1, sparsity, seconds, train_top1, versions, backend):
     """A line of the results."""
-    cell = {name: value for name, value in dataclasses.asdict(cell).items() if name != "data_dir"}
+    places = ("data_dir", "model")  # of this machine
+    cell = {name: value for name, value in dataclasses.asdict(cell).items() if name not in places}
     machine = f"{os.cpu_count()} × {platform.machine()}"
     measured = {"top1": top1, "sigma": float(sparsity), "train_top1": float(train_top1), "seconds": round(seconds, 1)}
     return cell | measured | {"backend": backend, "versions": versions, "machine": machine}

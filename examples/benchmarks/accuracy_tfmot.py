@@ -32,7 +32,7 @@ def main():
     model = tfmot.sparsity.keras.prune_low_magnitude(network, pruning_schedule=schedule)
     rate = tf_keras.optimizers.schedules.CosineDecay(task.learning_rate, steps)
     model.compile(
-        tf_keras.optimizers.SGD(rate, momentum=0.9, weight_decay=task.weight_decay),
+        tf_keras.optimizers.SGD(rate, momentum=data.MOMENTUM, weight_decay=task.decoupled_weight_decay),
         loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )

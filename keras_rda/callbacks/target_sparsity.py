@@ -17,8 +17,9 @@ class TargetSparsity(keras.callbacks.Callback):
     stay at the target from there. Until `begin`, the warm-up, λ stays as given. Every `interval` batches λ is set anew:
     for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights follow from its sums at any λ, to a quantile that gives
     the wanted σ; else by a feedback, times a factor that grows with the distance, in log-odds, between where σ is
-    heading and where it should be. After the last batch the smallest weights that are missing to the target become
-    zero.
+    heading and where it should be. `XRDA`, whose averages remember what a zero would be, has both: the quantile bounds
+    the feedback, which brings surplus zeros back, and replaces it from `end` on. After the last batch the smallest
+    weights that are missing to the target become zero.
 
     λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`. These and what the
     steering remembers are saved with the optimizer's state, so a resumed run steers on. Training that ends more than
@@ -30,7 +31,7 @@ class TargetSparsity(keras.callbacks.Callback):
         per_layer: True steers every penalised kernel to `target` by itself. False, the default, lets one λ decide
             where the zeros are, which costs less accuracy.
         begin: Share of training at which σ starts to rise, from 0 to below `end`. Defaults to 0.
-        end: Share of training at which σ should have reached the target, at most 1. Defaults to 0.5.
+        end: Share of training at which σ should have reached the target, at most 1. Defaults to 0.75.
         interval: Batches from one measurement to the next, a positive whole number. Defaults to 8.
 
     Raises:
@@ -55,7 +56,7 @@ class TargetSparsity(keras.callbacks.Callback):
     MARGIN = 1.1
     LARGEST_TRIM = 0.5
 
-    def __init__(self, target, per_layer=False, begin=0.0, end=0.5, interval=8):
+    def __init__(self, target, per_layer=False, begin=0.0, end=0.75, interval=8):
         super().__init__()
         targets = target.values() if isinstance(target, dict) and target else [target]
         for value in targets:
@@ -179,12 +180,14 @@ class TargetSparsity(keras.callbacks.Callback):
     def _steer(self, optimizer):
         progress, interval = self._position / self._batches, self.interval / self._batches
         for group in self._groups:
+            # One interval ahead, which is how long the new λ has to serve.
+            wanted, limit = self._wanted(progress + interval, group.target), math.inf
             if progress > self.begin and (strengths := group.critical_strengths(optimizer)) is not None:
-                # One interval ahead, which is how long this λ has to serve.
-                wanted = self._wanted(progress + interval, group.target)
-                group.remember(optimizer, 1 - wanted)
-                group.set_strength(optimizer, float(np.quantile(strengths, wanted)))
-                continue
+                limit = float(np.quantile(strengths, wanted))
+                if not optimizer.strength_in_state or progress >= self.end:
+                    group.remember(optimizer, 1 - wanted)
+                    group.set_strength(optimizer, limit)
+                    continue
             before, sigma = group.remembered(optimizer), group.measure(optimizer)
             group.remember(optimizer, 1 - sigma)
             if progress <= self.begin:
@@ -194,7 +197,8 @@ class TargetSparsity(keras.callbacks.Callback):
             aim = max(1 - self.MARGIN * (1 - group.target), group.target / self.MARGIN)
             error = _log_odds(self._wanted(progress + self.LOOK_AHEAD * interval, aim)) - heading
             change = min(max(self.GAIN * error, -self.LARGEST_CHANGE), self.LARGEST_CHANGE)
-            group.set_strength(optimizer, max(group.strength(optimizer), group.SMALLEST) * math.exp(change))
+            strength = max(group.strength(optimizer), group.SMALLEST) * math.exp(change)
+            group.set_strength(optimizer, min(strength, limit))
 
     def _wanted(self, progress, target):
         u = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)

@@ -225,11 +225,16 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         return ops.broadcast_to(penalty.magnitude(u), u.shape) if self.penalty.has_magnitude else None
 
     def prox_point(self, index):
-        """`(u, step)` with weights `prox(u, step)` whatever λ is, where λ does not enter the state; else None.
+        """`(u, step)` with weights `prox(u, step)`, of the present state; None where the optimizer does not keep it.
 
-        `TargetSparsity` reads from it which λ gives which σ.
+        `TargetSparsity` reads from it which λ gives which σ: for good where `strength_in_state` is False.
         """
         return None
+
+    @property
+    def strength_in_state(self):
+        """Whether the state, and so the weights, depends on λ of earlier steps."""
+        return True
 
     def sparse_weights(self, index):
         """What the zeros of the variable at `index` are counted on while training: its weights, or, where these lag

@@ -94,6 +94,10 @@ class DualAveraging(PenalizedOptimizer):
             u = ops.add(slots["center"], u)
         return u, ops.multiply(scale, self._weight_sum[0, index])
 
+    @property
+    def strength_in_state(self):
+        return False
+
     def prox_point(self, index):
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
         return self._prox_arguments(index, slots) if bool(self._moves(index)) else None

@@ -115,6 +115,11 @@ class XRDA(PenalizedOptimizer):
             threshold = slots["threshold"] = ops.add(ops.multiply(a, slots["threshold"]), threshold)
         return prox(z, threshold), slots
 
+    def prox_point(self, index):
+        slots = self._slots[index]
+        started = "center" in slots and bool(ops.any(ops.greater(slots["threshold"], 0)))
+        return (ops.convert_to_tensor(slots["center"]), ops.convert_to_tensor(slots["threshold"])) if started else None
+
     def _average_share(self, rate):
         """`a_t`."""
         if self.averaging is not None:

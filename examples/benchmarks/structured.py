@@ -1,0 +1,112 @@
+"""Scattered zeros beside whole channels: top-1, σ, bytes and milliseconds of the files that both end in.
+
+    python examples/benchmarks/structured.py --data-dir DIR
+    python examples/benchmarks/structured.py --task digits --seed 0      # to try it
+
+Trains a plain convolutional network dense, with the recipe (scattered zeros), and with the recipe on groups (`GroupL1`:
+whole input channels), as accuracy.py does; then `compress`, `export`, and the latency of the files in turns. Trained
+models are kept in `--output`, so a run that was killed goes on.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
+
+import accuracy
+import accuracy_data as data
+import keras
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import keras_rda
+
+ROUTES = {"dense": 0.0, "recipe": 0.95, "recipe_channels": 0.6}  # wanted σ of the kernels
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=data.TASKS, default="cifar10_plain")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, help="default: of the task")
+    parser.add_argument("--data-dir", help="prepared tensorflow-datasets directory; default: download to the usual one")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, of one thread each")
+    parser.add_argument("--results", type=pathlib.Path, default=accuracy.RESULTS / "structured.jsonl")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).parents[1] / "output")
+    arguments = parser.parse_args()
+    for folder in (arguments.output, arguments.results.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+
+    cells = []
+    for seed in arguments.seed:
+        for method, sparsity in ROUTES.items():
+            cell = accuracy.make_cell(arguments, sparsity, seed, arguments.task, method)
+            model = arguments.output / ("-".join(map(str, cell.key())) + ".keras")
+            cells.append(dataclasses.replace(cell, model=str(model)))
+    for _ in accuracy.run_all([cell for cell in cells if not pathlib.Path(cell.model).exists()], arguments.jobs):
+        pass  # it prints
+
+    _, (x_test, y_test) = data.load(keras.utils.PyDataset, cells[0])
+    lines = [exported(cell, x_test, y_test) for cell in cells]
+    files = {cell: pathlib.Path(cell.model).with_suffix(".tflite") for cell in cells}
+    for line, latency in zip(lines, keras_rda.litert.benchmark(files, seconds=2), strict=True):
+        line |= {"milliseconds": 1000 * latency.median, "command": accuracy.command(arguments)}
+    arguments.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Console(width=120).print(table(lines))
+
+
+def exported(cell, x_test, y_test):
+    """Export a trained model, for the dense one as Keras does; return its line of the results."""
+    model = keras.models.load_model(cell.model, compile=False)
+    file = pathlib.Path(cell.model).with_suffix(".tflite")
+    sigma = keras_rda.sparsity(model, kernels_only=True)
+    if cell.method == "dense":
+        model.export(str(file), format="litert", verbose=False)
+    else:
+        model = keras_rda.compress(model)
+        keras_rda.export(model, file)
+    logits = [keras_rda.litert.predict(file, batch)["output_0"] for batch in np.array_split(np.asarray(x_test), 20)]
+    return {name: getattr(cell, name) for name in data.KEY} | {
+        "top1": data.top1(np.concatenate(logits), y_test),
+        "sigma": float(sigma),
+        "parameters": model.count_params(),
+        "bytes": file.stat().st_size,
+    }
+
+
+def table(lines):
+    """A row a route: means over the seeds, and the standard deviation of what each seed's file has against dense."""
+    shown = Table("route", title=f"{lines[0]['task']}, {lines[0]['epochs']} epochs; top-1 of the LiteRT files")
+    for name in ("top-1, %", "lost, points", "σ, kernels", "parameters", "bytes", "ms", "time / dense", "seeds"):
+        shown.add_column(name, justify="right")
+    dense = {line["seed"]: line for line in lines if line["method"] == "dense"}
+
+    def mean(values, format):
+        values = list(values)
+        deviation = f" ± {statistics.stdev(values):{format}}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):{format}}{deviation}"
+
+    for method in ROUTES:
+        rows = [line for line in lines if line["method"] == method]
+        shown.add_row(
+            method,
+            mean((100 * row["top1"] for row in rows), ".2f"),
+            mean((100 * (dense[row["seed"]]["top1"] - row["top1"]) for row in rows), ".2f"),
+            f"{statistics.mean(row['sigma'] for row in rows):.4f}",
+            f"{statistics.mean(row['parameters'] for row in rows):,.0f}",
+            f"{statistics.mean(row['bytes'] for row in rows):,.0f}",
+            f"{statistics.mean(row['milliseconds'] for row in rows):.3f}",
+            mean((row["milliseconds"] / dense[row["seed"]]["milliseconds"] for row in rows), ".3f"),
+            str(len(rows)),
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()
