@@ -53,6 +53,24 @@ def test_quickstart_refuses():
     assert "--epochs must be at least 1; received 0" in result.stderr
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="the recipe runs on TensorFlow whatever the tests run on")
+def test_recipe(tmp_path):
+    output = run("recipe.py", "--epochs", 20, "--output", tmp_path).stdout
+    rows = {
+        match[1]: [float(cell.replace(",", "")) for cell in match[2].split("│")]
+        for match in re.finditer(r"│ ([\w-]+) +│[ \d+]+│(.+)│\n", output)
+    }
+    assert list(rows) == ["dense", "sparse", "fine-tuned"]
+    for name, sigma in (("dense", 0.0), ("sparse", 0.95), ("fine-tuned", 0.9)):
+        top1, measured, size = rows[name]
+        assert top1 > 80
+        assert measured == pytest.approx(sigma, abs=0.005)
+        assert size == (tmp_path / f"digits-{name}.tflite").stat().st_size
+    result = run("recipe.py", "--epochs", 3, check=False)
+    assert result.returncode == 2
+    assert "--epochs must be at least 4" in result.stderr
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="its processes run on TensorFlow whatever the tests run on")
 def test_accuracy(tmp_path):
     """Real runs on the embedded digits; what is done already is not done again, and a line cut off by a kill is."""

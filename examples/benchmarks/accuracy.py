@@ -30,7 +30,7 @@ FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results"
 FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zeros; as many more for `fine_tuning`
 FINE_TUNING_RATE = 0.3
-L1_IN_THE_LOSS = 3e-5
+L1_IN_THE_LOSS = 1e-4
 
 
 def sgd(task, steps):

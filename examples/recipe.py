@@ -1,0 +1,105 @@
+"""A wanted share of zeros without tuning λ: from scratch, and from a dense model that is trained already.
+
+    python examples/recipe.py
+    python examples/recipe.py --dataset fashion_mnist --data-dir DIR
+
+Prints three rows: dense training; the recipe from scratch in as many epochs; the dense model made sparse by fine-tuning
+in a quarter as many. Each model is compressed and exported, and top-1 is that of its LiteRT file.
+"""
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
+
+import keras
+import numpy as np
+from quickstart import BATCH_SIZE, network
+from rich.console import Console
+from rich.table import Table
+
+import keras_rda
+
+EPOCHS = {"digits": 60, "mnist": 10, "fashion_mnist": 20, "cifar10": 20}
+WEIGHT_DECAY = 5e-4
+
+
+def cosine(rate, steps):
+    return keras.optimizers.schedules.CosineDecay(rate, steps)
+
+
+def train(model, x, y, epochs, batch_size, sparsity=None, learning_rate=1.0):
+    """Train densely, or, if `sparsity` is given, by the recipe."""
+    steps = epochs * -(-len(x) // batch_size)
+    if sparsity is None:
+        # Keras' SGD decays the weights themselves, so momentum does not multiply it.
+        optimizer = keras.optimizers.SGD(cosine(0.1, steps), momentum=0.9, weight_decay=WEIGHT_DECAY / 0.1)
+        callbacks = []
+    else:
+        optimizer = keras_rda.XRDA(cosine(learning_rate, steps), weight_decay=WEIGHT_DECAY)
+        callbacks = [keras_rda.TargetSparsity(sparsity)]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=callbacks)
+
+
+def top1(file, x, y):
+    batches = [keras_rda.litert.predict(file, x[i : i + 360])["output_0"] for i in range(0, len(x), 360)]
+    return float(np.mean(np.argmax(np.concatenate(batches), -1) == y))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=EPOCHS, default="digits")
+    parser.add_argument("--data-dir", help="prepared tensorflow-datasets directory; default: download to the usual one")
+    parser.add_argument("--sparsity", type=float, default=0.95, help="wanted σ of the kernels from scratch")
+    parser.add_argument("--fine-tuned-sparsity", type=float, default=0.9, help="wanted σ of the fine-tuned model")
+    parser.add_argument("--epochs", type=int, help=f"default: {EPOCHS}")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).parent / "output")
+    arguments = parser.parse_args()
+    epochs, batch_size = arguments.epochs or EPOCHS[arguments.dataset], BATCH_SIZE[arguments.dataset]
+    if epochs < 4:
+        parser.error(f"--epochs must be at least 4, a quarter of them for fine-tuning; received {epochs}")
+    if arguments.dataset == "digits":
+        (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
+    else:
+        (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load(arguments.dataset, arguments.data_dir)
+    mean, deviation = x_train.mean((0, 1, 2)), x_train.std((0, 1, 2))
+    x_train, x_test = (((x - mean) / deviation).astype("float32") for x in (x_train, x_test))
+    arguments.output.mkdir(parents=True, exist_ok=True)
+
+    table = Table("model", title=f"{arguments.dataset}, seed {arguments.seed}")
+    for column in ("epochs", "top-1 LiteRT", "σ, kernels", "bytes"):
+        table.add_column(column, justify="right")
+
+    def show(name, model, epochs):
+        file = arguments.output / f"{arguments.dataset}-{name}.tflite"
+        report = keras_rda.export(keras_rda.compress(model), file)
+        sigma = keras_rda.sparsity(model, kernels_only=True)
+        table.add_row(name, epochs, f"{100 * top1(file, x_test, y_test):.2f}", f"{sigma:.4f}", f"{report.bytes:,}")
+
+    keras.utils.set_random_seed(arguments.seed)
+    dense = network(x_train.shape[1:], int(y_train.max()) + 1)
+    initial_weights = dense.get_weights()
+    train(dense, x_train, y_train, epochs, batch_size)
+    show("dense", dense, str(epochs))
+
+    sparse = keras.models.clone_model(dense)
+    sparse.set_weights(initial_weights)
+    train(sparse, x_train, y_train, epochs, batch_size, arguments.sparsity)
+    show("sparse", sparse, str(epochs))
+
+    fine_tuned = keras.models.clone_model(dense)
+    fine_tuned.set_weights(dense.get_weights())
+    more = epochs // 4
+    train(fine_tuned, x_train, y_train, more, batch_size, arguments.fine_tuned_sparsity, learning_rate=0.3)
+    show("fine-tuned", fine_tuned, f"{epochs} + {more}")
+
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
