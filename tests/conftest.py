@@ -75,6 +75,15 @@ def make_optimizer(request):
     return OPTIMIZERS[request.param]
 
 
+KINDS = ("MRDA", "ProxSGD", "XRDA")  # one sum; no slots; all kinds of slots
+
+
+@pytest.fixture(params=[pytest.param(o, marks=() if o in KINDS else pytest.mark.every) for o in OPTIMIZERS])
+def make_optimizer_of_each_kind(request):
+    """For promises that their common base class keeps: three optimizers by default, all with `-m every`."""
+    return OPTIMIZERS[request.param]
+
+
 @pytest.fixture
 def digits():
     """The embedded training digits as float32 between 0 and 1, with their labels."""

@@ -214,7 +214,7 @@ def test_steering_resumes_with_the_same_bits(tmp_path, digits):
 
     def fresh():
         keras.utils.set_random_seed(8)
-        return compiled(small_network(), keras_rda.XRDA(0.5, 1e-5), jit_compile=False)
+        return compiled(small_network(), keras_rda.XRDA(0.5, 1e-5), jit_compile=BACKEND == "jax")
 
     undisturbed = fresh()
     with warnings.catch_warnings():

@@ -128,22 +128,20 @@ def test_variable_without_gradient_does_not_move(make_optimizer):
     np.testing.assert_array_equal(values(weights)[0], values(others)[0])
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_non_finite_gradient_counts_as_zero(make_optimizer, bad):
+def test_non_finite_gradient_counts_as_zero(make_optimizer):
     optimizer, alone = make_optimizer(), make_optimizer()
     weights, gradients = start(optimizer)
     others, _ = start(alone)
     spoilt, zeroed = [g.copy() for g in gradients[1]], [g.copy() for g in gradients[1]]
-    spoilt[0][0, 1] = bad
-    zeroed[0][0, 1] = 0
+    spoilt[0][0, :3] = np.nan, np.inf, -np.inf
+    zeroed[0][0, :3] = 0
     ours = run(optimizer, weights, [gradients[0], spoilt, *gradients[2:]])
     theirs = run(alone, others, [gradients[0], zeroed, *gradients[2:]])
     assert_equal(ours, theirs)
     assert np.all(np.isfinite(np.concatenate([v.ravel() for v in ours])))
 
 
-@pytest.mark.parametrize("share", ["one entry", "all entries"])
-@pytest.mark.parametrize("weight_decay", [None, 0.1])
+@pytest.mark.parametrize(("share", "weight_decay"), [("one entry", 0.1), ("all entries", None)])
 def test_first_step_waits_for_a_finite_gradient(make_optimizer, share, weight_decay):
     """A step from a sum of nothing would put every kernel with centre zero at zero, for good."""
     optimizer, alone = make_optimizer(weight_decay=weight_decay), make_optimizer(weight_decay=weight_decay)
@@ -183,8 +181,8 @@ def test_weight_decay_is_added_to_the_gradient(make_optimizer):
 
 
 @pytest.mark.parametrize("clip", [{"clipnorm": 0.1}, {"global_clipnorm": 0.1}, {"clipvalue": 0.05}])
-def test_clipping_acts_before_the_step(make_optimizer, clip):
-    clipped, plain = make_optimizer(**clip), make_optimizer()
+def test_clipping_acts_before_the_step(make_optimizer_of_each_kind, clip):
+    clipped, plain = make_optimizer_of_each_kind(**clip), make_optimizer_of_each_kind()
     weights, gradients = start(clipped)
     others, _ = start(plain)
 
@@ -199,15 +197,15 @@ def test_clipping_acts_before_the_step(make_optimizer, clip):
     assert_close(run(clipped, weights, gradients), run(plain, others, map(clip_pair, gradients)))
 
 
-def test_ema_keeps_the_zeros(make_optimizer):
-    averaging, plain = make_optimizer(use_ema=True, ema_momentum=0.5), make_optimizer()
+def test_ema_keeps_the_zeros(make_optimizer_of_each_kind):
+    averaging, plain = make_optimizer_of_each_kind(use_ema=True, ema_momentum=0.5), make_optimizer_of_each_kind()
     weights, gradients = start(averaging)
     others, _ = start(plain)
     last = run(plain, others, gradients)
     run(averaging, weights, gradients)
     averaging.finalize_variable_values(weights)
     average = None
-    weights_again, _ = start(again := make_optimizer())
+    weights_again, _ = start(again := make_optimizer_of_each_kind())
     for gradient in gradients:
         current = run(again, weights_again, [gradient])
         average = current if average is None else [0.5 * a + 0.5 * c for a, c in zip(average, current, strict=True)]
@@ -219,7 +217,7 @@ def test_ema_overwriting_is_refused(make_optimizer):
         make_optimizer(use_ema=True, ema_overwrite_frequency=10)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.every)])
 def test_low_precision_variables_have_float32_sums(make_optimizer, dtype):
     """1,000 small gradients: a sum in bfloat16 would stop growing after some hundred."""
     optimizer = make_optimizer()
@@ -235,9 +233,9 @@ def test_low_precision_variables_have_float32_sums(make_optimizer, dtype):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_in_fit(make_optimizer, policy, digits):
+def test_mixed_precision_in_fit(make_optimizer_of_each_kind, policy, digits):
     keras.config.set_dtype_policy(policy)
-    optimizer = make_optimizer()
+    optimizer = make_optimizer_of_each_kind()
     model = compiled(network(optimizer), optimizer, jit_compile=BACKEND == "jax")
     x, y = digits[0][:64], digits[1][:64]
     loss = model.fit(x, y, batch_size=32, epochs=2, verbose=0).history["loss"]
@@ -247,8 +245,8 @@ def test_mixed_precision_in_fit(make_optimizer, policy, digits):
 
 
 @pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="this Keras has no MultiOptimizer yet")
-def test_inside_multi_optimizer(make_optimizer, digits):
-    ours = make_optimizer()
+def test_inside_multi_optimizer(make_optimizer_of_each_kind, digits):
+    ours = make_optimizer_of_each_kind()
     groups = keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.01), {".*kernel": ours})
     model = compiled(network(ours), keras.optimizers.MultiOptimizer(groups), jit_compile=True)
     x, y = digits[0][:64], digits[1][:64]
@@ -259,12 +257,12 @@ def test_inside_multi_optimizer(make_optimizer, digits):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="IndexedSlices are TensorFlow's")
 @pytest.mark.parametrize("jit_compile", [True, False])
-def test_sparse_embedding_gradients(make_optimizer, jit_compile):
+def test_sparse_embedding_gradients(make_optimizer_of_each_kind, jit_compile):
     import tensorflow as tf
 
     table, dense_table = (keras.Variable(np.ones((6, 2)), name="embeddings", dtype="float32") for _ in range(2))
     kernels = variables(np.zeros((2, 2)), np.zeros((2, 2)))
-    sparse_optimizer, dense_optimizer = make_optimizer(), make_optimizer()
+    sparse_optimizer, dense_optimizer = make_optimizer_of_each_kind(), make_optimizer_of_each_kind()
     sparse_optimizer.build([table, kernels[0]])
     dense_optimizer.build([dense_table, kernels[1]])
     rows = tf.IndexedSlices(
@@ -279,7 +277,7 @@ def test_sparse_embedding_gradients(make_optimizer, jit_compile):
     assert np.all(values([table])[0][0] == 1.0)  # embeddings are not penalised, and row 0 got no gradient
 
 
-def test_schedule_callable_and_callbacks_set_the_rate(make_optimizer, digits):
+def test_schedule_callable_and_callbacks_set_the_rate(make_optimizer_of_each_kind, digits):
     x, y = digits[0][:32], digits[1][:32]
     schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)
     results = []
@@ -288,7 +286,7 @@ def test_schedule_callable_and_callbacks_set_the_rate(make_optimizer, digits):
         (0.1, [keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 * 0.5**epoch)]),
     ):
         keras.utils.set_random_seed(2)
-        optimizer = make_optimizer(learning_rate=learning_rate)
+        optimizer = make_optimizer_of_each_kind(learning_rate=learning_rate)
         model = compiled(network(optimizer), optimizer)
         model.fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=callbacks)
         results.append(values(model.trainable_variables))
@@ -296,20 +294,20 @@ def test_schedule_callable_and_callbacks_set_the_rate(make_optimizer, digits):
     weights, gradients = start(optimizer)
     others, _ = start(optimizer)
     assert_equal(
-        run(make_optimizer(learning_rate=lambda: 0.1), weights, gradients),
-        run(make_optimizer(learning_rate=0.1), others, gradients),
+        run(make_optimizer_of_each_kind(learning_rate=lambda: 0.1), weights, gradients),
+        run(make_optimizer_of_each_kind(learning_rate=0.1), others, gradients),
     )
 
 
-def test_reduce_lr_on_plateau(make_optimizer, digits):
+def test_reduce_lr_on_plateau(make_optimizer_of_each_kind, digits):
     x, y = digits[0][:32], digits[1][:32]
-    optimizer = make_optimizer(learning_rate=0.1)
+    optimizer = make_optimizer_of_each_kind(learning_rate=0.1)
     plateau = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=100.0)
     compiled(network(optimizer), optimizer).fit(x, y, batch_size=32, epochs=3, verbose=0, callbacks=[plateau])
     assert float(optimizer.learning_rate) == pytest.approx(0.025)
 
 
-def test_custom_loop_equals_fit(make_optimizer, digits):
+def test_custom_loop_equals_fit(make_optimizer_of_each_kind, digits):
     x, y = digits[0][:64], digits[1][:64]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -319,11 +317,11 @@ def test_custom_loop_equals_fit(make_optimizer, digits):
         layers = [keras.Input((64,)), keras.layers.Dense(10, kernel_initializer=initializer)]
         return keras.Sequential(layers)
 
-    optimizer = make_optimizer()
+    optimizer = make_optimizer_of_each_kind()
     model = compiled(dense_network(optimizer), optimizer)
     model.fit(x.reshape(-1, 64), y, batch_size=32, epochs=1, shuffle=False, verbose=0)
 
-    custom = make_optimizer()
+    custom = make_optimizer_of_each_kind()
     by_hand = dense_network(custom)
     for start_index in (0, 32):
         batch, labels = (a[start_index : start_index + 32] for a in (x.reshape(-1, 64), y))
@@ -344,9 +342,9 @@ def test_custom_loop_equals_fit(make_optimizer, digits):
     assert_close(values(model.trainable_variables), values(by_hand.trainable_variables))
 
 
-def test_frozen_layers_stay(make_optimizer, digits):
+def test_frozen_layers_stay(make_optimizer_of_each_kind, digits):
     x, y = digits[0][:32], digits[1][:32]
-    optimizer = make_optimizer()
+    optimizer = make_optimizer_of_each_kind()
     model = network(optimizer)
     model.layers[0].trainable = False
     before = values(model.layers[0].variables)

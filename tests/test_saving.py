@@ -9,7 +9,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from conftest import compiled, small_network, state, values, variables
+from conftest import BACKEND, compiled, small_network, state, values, variables
 
 import keras_rda
 
@@ -87,7 +87,7 @@ def test_exclusions_from_weight_decay_survive_loading(tmp_path, digits):
     assert sum(optimizer._decayed) == 2
 
 
-def test_resumed_training_has_the_same_bits(make_optimizer, tmp_path, digits):
+def test_resumed_training_has_the_same_bits(make_optimizer_of_each_kind, tmp_path, digits):
     x, y = digits[0][:96], digits[1][:96]
 
     def fit(model, epochs):
@@ -95,11 +95,11 @@ def test_resumed_training_has_the_same_bits(make_optimizer, tmp_path, digits):
 
     def fresh():
         keras.utils.set_random_seed(5)
-        optimizer = make_optimizer(
+        optimizer = make_optimizer_of_each_kind(
             learning_rate=keras.optimizers.schedules.CosineDecay(0.1, 12),
         )
         initializer = "zeros" if isinstance(optimizer, keras_rda.RDA) else "glorot_uniform"
-        return compiled(small_network(initializer), optimizer, jit_compile=False)
+        return compiled(small_network(initializer), optimizer, jit_compile=BACKEND == "jax")
 
     undisturbed = fresh()
     fit(undisturbed, 2)
@@ -126,7 +126,7 @@ def test_model_saved_before_training_keeps_its_weights_as_centre(tmp_path, digit
 
 
 def test_model_saved_before_training_trains_as_if_it_had_not_been(tmp_path, digits):
-    model = compiled(small_network(), keras_rda.XRDA(0.5, 1e-3), jit_compile=False)
+    model = compiled(small_network(), keras_rda.XRDA(0.5, 1e-3), jit_compile=BACKEND == "jax")
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for either in (model, loaded):
