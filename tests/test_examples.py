@@ -93,15 +93,35 @@ def test_accuracy(tmp_path):
     assert json.loads(results.read_text().splitlines()[-1])["top1"] == lines[1]["top1"]  # same seed, same batches
 
 
-def test_accuracy_refuses(tmp_path):
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
+def test_structured(tmp_path):
+    results = tmp_path / "results.jsonl"
+    arguments = ("--task", "digits", "--seed", 0, "--epochs", 24, "--results", results, "--output", tmp_path)
+    output = run("benchmarks/structured.py", *arguments).stdout
+    assert re.search(r"│ recipe_channels │ +[\d.]+ │", output)
+    lines = {line["method"]: line for line in map(json.loads, results.read_text().splitlines())}
+    assert list(lines) == ["dense", "recipe", "recipe_channels"]
+    assert lines["recipe"]["sigma"] == pytest.approx(0.95, abs=0.005)
+    assert lines["recipe_channels"]["parameters"] < 0.5 * lines["dense"]["parameters"]
+    assert lines["recipe_channels"]["milliseconds"] < lines["dense"]["milliseconds"]
+    for line in lines.values():
+        assert line["top1"] > 0.8
+        assert line["bytes"] in {file.stat().st_size for file in tmp_path.glob("*.tflite")}
+        assert str(tmp_path) not in line["command"]
+
+
+def test_accuracy_refuses(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    accuracy = importlib.import_module("accuracy")
     for arguments, message in (
         (("--sparsity", 95), "--sparsity must be above 0 and below 1; received 95.0"),
         (("--epochs", 1), "--epochs must be at least 2, one of them for fine-tuning; received 1"),
         (("--show", "--results", tmp_path / "none.jsonl"), "holds no results yet"),
     ):
-        result = run("benchmarks/accuracy.py", *arguments, check=False)
-        assert result.returncode == 2
-        assert message in result.stderr
+        monkeypatch.setattr(sys, "argv", ["accuracy.py", *map(str, arguments)])
+        with pytest.raises(SystemExit, match="2"):
+            accuracy.main()
+        assert message in capsys.readouterr().err
 
 
 def test_batches_depend_on_seed_and_epoch_alone(monkeypatch):

@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -292,15 +293,15 @@ def train_all(cells, arguments):
     missing = {cell.key(): cell for cell in cells if cell.key() not in done}
     with arguments.results.open("a") as file:
         for line in run_all(missing.values(), arguments.jobs):
-            file.write(json.dumps(line | {"command": command(arguments)}) + "\n")
+            file.write(json.dumps(line | {"command": command()}) + "\n")
             file.flush()
 
 
-def command(arguments):
+def command():
     """The command line, without the places of this machine: another has its own."""
-    places = (arguments.data_dir, str(arguments.results))
-    words = ["DIR" if word in places else word for word in sys.argv[1:]]
-    return f"python examples/benchmarks/{pathlib.Path(sys.argv[0]).name} {' '.join(words)}"
+    words = " ".join(sys.argv[1:])
+    words = re.sub(r"(--(?:data-dir|results|output)[ =])\S+", r"\1DIR", words)
+    return f"python examples/benchmarks/{pathlib.Path(sys.argv[0]).name} {words}"
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main():
     lines = [exported(cell, x_test, y_test) for cell in cells]
     files = {cell: pathlib.Path(cell.model).with_suffix(".tflite") for cell in cells}
     for line, latency in zip(lines, keras_rda.litert.benchmark(files, seconds=2), strict=True):
-        line |= {"milliseconds": 1000 * latency.median, "command": accuracy.command(arguments)}
+        line |= {"milliseconds": 1000 * latency.median, "command": accuracy.command()}
     arguments.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     Console(width=120).print(table(lines))
 
