@@ -93,8 +93,8 @@ class Penalty:
     def magnitude(self, w):
         """What the penalty compares with its threshold, a tensor that broadcasts against `w`: |w| for ℓ1.
 
-        `XRDA` reweights by it, and then calls `prox` with a `step` of the shape of `w`. A penalty without it goes with
-        every other optimizer.
+        `TargetSparsity` steers by it; `XRDA` reweights by it, and then calls `prox` with a `step` of the shape of `w`.
+        A penalty without it goes with every other optimizer, at a λ of your choice.
         """
         raise NotImplementedError(f"{type(self).__name__} must define magnitude(w).")
 

@@ -143,6 +143,20 @@ def test_ends_at_the_target(name, target, network, digits):
     assert sigma[3] < target  # no jump
 
 
+@pytest.mark.parametrize("variant", ["steps_per_execution", "mixed_float16"])
+def test_ends_at_the_target_whatever_surrounds_it(variant, digits):
+    x, y = digits[0][:1024], digits[1][:1024]
+    if variant == "mixed_float16":
+        keras.config.set_dtype_policy(variant)
+    rate = keras.optimizers.schedules.CosineDecay(1.0, 64 * 20)
+    # 7 does not divide the 64 batches of an epoch.
+    options = {"steps_per_execution": 7} if variant == "steps_per_execution" else {}
+    model = compiled(residual_network(), keras_rda.XRDA(rate, 1e-5), **options)
+    callback = keras_rda.TargetSparsity(0.9, interval=8)
+    model.fit(x, y, batch_size=16, epochs=20, verbose=0, callbacks=[callback])
+    assert abs(keras_rda.sparsity(model, kernels_only=True) - 0.9) <= 0.005
+
+
 def test_warm_up_leaves_lambda_alone(digits):
     optimizer = keras_rda.XRDA(0.5, 1e-9)
 
@@ -250,6 +264,13 @@ def test_target_arguments(arguments, error, message):
         keras_rda.TargetSparsity(**arguments)
 
 
+class OwnPenalty(keras_rda.Penalty):
+    """ℓ1 without `magnitude`."""
+
+    def prox(self, w, step):
+        return keras_rda.L1.prox(self, w, step)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "target", "error", "message"),
     [
@@ -261,6 +282,7 @@ def test_target_arguments(arguments, error, message):
             TypeError,
             "follows a schedule",
         ),
+        (lambda: keras_rda.MRDA(penalty=OwnPenalty(1e-5)), 0.9, TypeError, "OwnPenalty does not define it"),
         (lambda: keras_rda.MRDA(), {"conv9": 0.9}, ValueError, r"'conv9' is in the path of no penalised kernel; they"),
         (lambda: keras_rda.MRDA(), {"conv": 0.9, "kernel": 0.8}, ValueError, "a kernel has two targets"),
         (

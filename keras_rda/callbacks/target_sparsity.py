@@ -135,6 +135,11 @@ class TargetSparsity(keras.callbacks.Callback):
             raise TypeError(
                 "TargetSparsity cannot steer a penalty whose strength follows a schedule: create it with a number."
             )
+        if not optimizer.penalty.has_magnitude:
+            raise TypeError(
+                f"TargetSparsity reads from the penalty's magnitude(w) which λ gives which σ, and "
+                f"{type(optimizer.penalty).__name__} does not define it. Define it, or choose L1, L1L2 or GroupL1."
+            )
         return optimizer
 
     def _make_groups(self, optimizer):
@@ -238,17 +243,17 @@ class _Steered:
     def trim(self, optimizer, share):
         """Zero the smallest weights or groups that are missing to the target: at most `share` of the nonzero ones."""
         weights = {index: optimizer.weight(index) for index in self.indices}
-        sizes = {index: self._magnitude(optimizer, index, w) for index, w in weights.items()}
+        sizes = {i: keras.ops.convert_to_numpy(optimizer.penalty_magnitude(i, w)) for i, w in weights.items()}
         every = np.sort(np.concatenate([size.ravel() for size in sizes.values()]))
         wanted = round(self.target * len(every))
-        if not 0 < wanted - np.count_nonzero(every == 0) <= share * (len(every) - wanted):
+        missing = wanted - np.count_nonzero(every == 0)
+        if not 0 < missing <= share * (len(every) - wanted):
+            return
+        limit = every[wanted - 1]
+        if np.count_nonzero(every <= limit) - wanted >= missing:  # a group too large
             return
         for index, size in sizes.items():
-            optimizer.set_weight(index, keras.ops.where(size <= every[wanted - 1], 0.0, weights[index]))
-
-    def _magnitude(self, optimizer, index, w):
-        size = optimizer.penalty_magnitude(index, w)
-        return keras.ops.convert_to_numpy(keras.ops.abs(w) if size is None else size)
+            optimizer.set_weight(index, keras.ops.where(size <= limit, 0.0, weights[index]))
 
     def critical_strengths(self, optimizer):
         """For each weight the λ from which on it is zero, an array; None where that depends on the steps to come."""
@@ -257,10 +262,7 @@ class _Steered:
             return None
         arrays = []
         for index, (u, step) in points.items():
-            magnitude = optimizer.penalty_magnitude(index, u)
-            if magnitude is None:
-                return None
-            arrays.append(keras.ops.convert_to_numpy(magnitude / step).ravel())
+            arrays.append(keras.ops.convert_to_numpy(optimizer.penalty_magnitude(index, u) / step).ravel())
         return np.concatenate(arrays)
 
     def set_strength(self, optimizer, strength):

@@ -220,9 +220,8 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         variable.assign(ops.cast(value, variable.dtype))
 
     def penalty_magnitude(self, index, u):
-        """What the penalty of the variable at `index` compares with λ·step, of the shape of `u`; or None."""
-        penalty = self._penalties[index]
-        return ops.broadcast_to(penalty.magnitude(u), u.shape) if self.penalty.has_magnitude else None
+        """What the penalty of the variable at `index` compares with λ·step, of the shape of `u`."""
+        return ops.broadcast_to(self._penalties[index].magnitude(u), u.shape)
 
     def prox_point(self, index):
         """`(u, step)` with weights `prox(u, step)`, of the present state; None where the optimizer does not keep it.
