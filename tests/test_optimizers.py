@@ -172,7 +172,7 @@ def test_group_penalty_zeroes_whole_channels(name, groups, digits):
     entries = np.any(kernel == 0, axis=1 if groups == "inputs" else 0)
     np.testing.assert_array_equal(entries, zeros)  # never a single entry
     # The first convolution reads one channel: a single group, so no penalty.
-    assert optimizer._penalized[0] == (groups == "outputs")
+    assert optimizer.penalizes(0) == (groups == "outputs")
 
 
 @pytest.mark.parametrize("weight_decay", [-0.1, math.nan, "0.1"])
@@ -197,7 +197,7 @@ def test_what_is_penalised():
     model = keras.Model(tokens, layers.Dense(2)(x))
     optimizer = keras_rda.MRDA()
     optimizer.build(model.trainable_variables)
-    penalised = {v.path for v, p in zip(model.trainable_variables, optimizer._penalized, strict=True) if p}
+    penalised = {v.path for i, v in enumerate(model.trainable_variables) if optimizer.penalizes(i)}
     names = {path.split("/")[-1] for path in penalised}
     assert names == {"kernel", "recurrent_kernel"}
     assert len(penalised) == 4 + 2 + 1
