@@ -30,6 +30,10 @@ OPTIMIZERS = {
     "SDA": (lambda: keras_rda.SDA(), 7),
     "ProxSGD": (lambda: keras_rda.ProxSGD(), 3),
     "SqrtProxSGD": (lambda: keras_rda.SqrtProxSGD(), 3),
+    "ProxSGD, momentum": (lambda: keras_rda.ProxSGD(momentum=0.9), 5),
+    "RMDA": (lambda: keras_rda.RMDA(), 7),
+    "XRDA": (lambda: keras_rda.XRDA(), 11),
+    "XRDA, averaging 0": (lambda: keras_rda.XRDA(averaging=0), 7),
     "Adam": (lambda: keras.optimizers.Adam(), 7),
     "Ftrl": (lambda: keras.optimizers.Ftrl(l1_regularization_strength=1e-6), 7),
 }

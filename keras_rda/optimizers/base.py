@@ -42,6 +42,8 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         ValueError: an argument is out of its range; the message gives the range.
     """
 
+    strength_in_state = True  # whether the slots, and so the weights, depend on λ of earlier steps
+
     def __init__(self, learning_rate, penalty, **kwargs):
         name = type(self).__name__
         if isinstance(learning_rate, numbers.Real):
@@ -230,11 +232,6 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         """
         return None
 
-    @property
-    def strength_in_state(self):
-        """Whether the state, and so the weights, depends on λ of earlier steps."""
-        return True
-
     def sparse_weights(self, index):
         """What the zeros of the variable at `index` are counted on while training: its weights, or, where these lag
         behind, what they are moving to."""
@@ -295,15 +292,18 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         index = self._get_variable_index(variable)
         weights = ops.cast(variable, "float32")
         gradient = ops.cast(_dense(gradient), "float32")
-        gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
+        # Before a variable's first step counts, nothing may enter a sum: gradient and rate are zero. (Choosing between
+        # old and new slots instead made MRDA's update 2.4 times slower on TensorFlow.)
+        started = ops.cast(ops.greater(self._steps[index], 0), "float32")
+        rate = ops.multiply(started, ops.cast(learning_rate, "float32"))
+        gradient = ops.multiply(started, ops.where(ops.isfinite(gradient), gradient, 0.0))
         if self.weight_decay is not None and self._decayed[index]:
-            gradient = ops.add(gradient, ops.multiply(self.weight_decay, weights))
+            gradient = ops.add(gradient, ops.multiply(started * self.weight_decay, weights))
         prox = self._prox(index)
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
-        new_weights, new_slots = self.step(weights, gradient, ops.cast(learning_rate, "float32"), index, slots, prox)
-        started = ops.greater(self._steps[index], 0)  # before its first step counts, nothing may enter a sum
+        new_weights, new_slots = self.step(weights, gradient, rate, index, slots, prox)
         for name, value in new_slots.items():
-            self.assign(self._slots[index][name], ops.where(started, value, slots[name]))
+            self.assign(self._slots[index][name], value)
         new_weights = ops.where(self._moves(index), new_weights, weights)
         self.assign(variable, ops.cast(new_weights, variable.dtype))
 

@@ -28,6 +28,8 @@ class DualAveraging(PenalizedOptimizer):
     centre, and a warm-up that starts at zero would wipe a network whose centre is zero.
     """
 
+    strength_in_state = False
+
     def __init__(self, learning_rate, penalty, center, exponent, **kwargs):
         super().__init__(learning_rate, penalty, **kwargs)
         name = type(self).__name__
@@ -93,10 +95,6 @@ class DualAveraging(PenalizedOptimizer):
         if "center" in slots:
             u = ops.add(slots["center"], u)
         return u, ops.multiply(scale, self._weight_sum[0, index])
-
-    @property
-    def strength_in_state(self):
-        return False
 
     def prox_point(self, index):
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
