@@ -55,6 +55,15 @@ def network(input_shape, classes):
     )
 
 
+def load(dataset, data_dir):
+    """Training and test images and labels, `((x, y), (x, y))`, of the embedded digits or of `tensorflow-datasets`."""
+    return keras_rda.datasets.load_digits() if dataset == "digits" else keras_rda.datasets.load(dataset, data_dir)
+
+
+def litert_logits(file, x):
+    return np.concatenate([keras_rda.litert.predict(file, x[i : i + 360])["output_0"] for i in range(0, len(x), 360)])
+
+
 class ProgressBar(keras.callbacks.Callback):
     """One bar for all epochs of one method, with the latest accuracy and σ."""
 
@@ -88,10 +97,7 @@ def parse_arguments():
 
 def main():
     arguments = parse_arguments()
-    if arguments.dataset == "digits":
-        (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
-    else:
-        (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load(arguments.dataset, arguments.data_dir)
+    (x_train, y_train), (x_test, y_test) = load(arguments.dataset, arguments.data_dir)
     scale = np.float32(1 / x_train.max())
     x_train, x_test = x_train * scale, x_test * scale
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -143,9 +149,7 @@ def main():
             file = arguments.output / f"{arguments.dataset}-{method.lower()}.tflite"
             report = keras_rda.export(model, file)
             expected = model.predict(x_test, batch_size=360, verbose=0)
-            received = np.concatenate(
-                [keras_rda.litert.predict(file, x_test[i : i + 360])["output_0"] for i in range(0, len(x_test), 360)]
-            )
+            received = litert_logits(file, x_test)
             table.add_row(
                 method,
                 *(f"{100 * np.mean(np.argmax(logits, -1) == y_test):.2f}" for logits in (expected, received)),

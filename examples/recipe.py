@@ -16,7 +16,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
 
 import keras
 import numpy as np
-from quickstart import BATCH_SIZE, network
+from quickstart import BATCH_SIZE, litert_logits, load, network
 from rich.console import Console
 from rich.table import Table
 
@@ -45,11 +45,6 @@ def train(model, x, y, epochs, batch_size, sparsity=None, learning_rate=1.0):
     model.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=callbacks)
 
 
-def top1(file, x, y):
-    batches = [keras_rda.litert.predict(file, x[i : i + 360])["output_0"] for i in range(0, len(x), 360)]
-    return float(np.mean(np.argmax(np.concatenate(batches), -1) == y))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=EPOCHS, default="digits")
@@ -63,10 +58,7 @@ def main():
     epochs, batch_size = arguments.epochs or EPOCHS[arguments.dataset], BATCH_SIZE[arguments.dataset]
     if epochs < 4:
         parser.error(f"--epochs must be at least 4, a quarter of them for fine-tuning; received {epochs}")
-    if arguments.dataset == "digits":
-        (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
-    else:
-        (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load(arguments.dataset, arguments.data_dir)
+    (x_train, y_train), (x_test, y_test) = load(arguments.dataset, arguments.data_dir)
     mean, deviation = x_train.mean((0, 1, 2)), x_train.std((0, 1, 2))
     x_train, x_test = (((x - mean) / deviation).astype("float32") for x in (x_train, x_test))
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -79,7 +71,8 @@ def main():
         file = arguments.output / f"{arguments.dataset}-{name}.tflite"
         report = keras_rda.export(keras_rda.compress(model), file)
         sigma = keras_rda.sparsity(model, kernels_only=True)
-        table.add_row(name, epochs, f"{100 * top1(file, x_test, y_test):.2f}", f"{sigma:.4f}", f"{report.bytes:,}")
+        top1 = np.mean(np.argmax(litert_logits(file, x_test), -1) == y_test)
+        table.add_row(name, epochs, f"{100 * top1:.2f}", f"{sigma:.4f}", f"{report.bytes:,}")
 
     keras.utils.set_random_seed(arguments.seed)
     dense = network(x_train.shape[1:], int(y_train.max()) + 1)

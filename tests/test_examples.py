@@ -28,13 +28,17 @@ def run(script, *arguments, check=True):
     )
 
 
+def table_rows(output, row):
+    """The numbers of a printed table's rows: `row` matches one, with groups for its name and its columns of numbers."""
+    return {
+        match[1]: [float(cell.replace(",", "")) for cell in match[2].split("│")] for match in re.finditer(row, output)
+    }
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the quickstart runs on TensorFlow whatever the tests run on")
 def test_quickstart(tmp_path):
     output = run("quickstart.py", "--epochs", 2, "--output", tmp_path).stdout
-    rows = {
-        match[1]: [float(cell.replace(",", "")) for cell in match[2].split("│")]
-        for match in re.finditer(r"│ (SGD|MRDA) +│(.+)│\n", output)
-    }
+    rows = table_rows(output, r"│ (SGD|MRDA) +│(.+)│\n")
     assert list(rows) == ["SGD", "MRDA"]
     for top1, litert_top1, sigma, dense, sparse, ratio, difference in rows.values():
         assert top1 == litert_top1
@@ -56,10 +60,7 @@ def test_quickstart_refuses():
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="the recipe runs on TensorFlow whatever the tests run on")
 def test_recipe(tmp_path):
     output = run("recipe.py", "--epochs", 20, "--output", tmp_path).stdout
-    rows = {
-        match[1]: [float(cell.replace(",", "")) for cell in match[2].split("│")]
-        for match in re.finditer(r"│ ([\w-]+) +│[ \d+]+│(.+)│\n", output)
-    }
+    rows = table_rows(output, r"│ ([\w-]+) +│[ \d+]+│(.+)│\n")
     assert list(rows) == ["dense", "sparse", "fine-tuned"]
     for name, sigma in (("dense", 0.0), ("sparse", 0.95), ("fine-tuned", 0.9)):
         top1, measured, size = rows[name]

@@ -6,6 +6,7 @@
 
 Every method has the same network, order of the data, augmentation, epochs and seeds. One run is one line of the results
 file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
+`fine_tuning` makes the dense model sparse in a quarter of the epochs more.
 """
 
 import argparse
@@ -258,10 +259,10 @@ def main():
     plot(results, arguments.results.with_suffix(".png"))
 
 
-def make_cell(arguments, sparsity, seed, task, method, model=None):
+def make_cell(arguments, sparsity, seed, task, method):
     epochs = arguments.epochs or data.TASKS[task].epochs
     target = 0.0 if method in DENSE else sparsity
-    return data.Cell(task, method, target, seed, epochs, arguments.data_dir, threads=1, model=model)
+    return data.Cell(task, method, target, seed, epochs, arguments.data_dir, threads=1)
 
 
 def run_all(cells, jobs):

@@ -35,7 +35,8 @@ class TargetSparsity(keras.callbacks.Callback):
         interval: Batches from one measurement to the next, a positive whole number. Defaults to 8.
 
     Raises:
-        TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer.
+        TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, or its penalty
+            no `magnitude` to steer by.
         ValueError: an argument is out of its range; when training begins, a target that cannot be met: below the
             present σ, of kernels too small for it, of names that match nothing, or with too few batches to steer.
 
