@@ -277,8 +277,8 @@ def run_all(cells, jobs):
             line = future.result()
             yield line
             print(
-                f"{number}/{len(cells)} {line['task']} {line['method']} seed {line['seed']} σ {line['sigma']:.4f} "
-                f"top-1 {line['top1']:.4f}",
+                f"{number}/{len(cells)} {line['task']} {line['method']} σ {line['sigma']:.4f} top-1 {line['top1']:.4f} "
+                f"seed {line['seed']}",
                 flush=True,
             )
     if failures:
