@@ -534,3 +534,8 @@ def test_unknown_dimensions_are_refused(tmp_path):
 def test_other_backends_are_told_what_to_do(tmp_path):
     with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow"):
         keras_rda.export(small_network(), tmp_path / "model.tflite")
+
+
+def test_benchmark_needs_names():
+    with pytest.raises(TypeError, match=r"must be a dict of name → path.*received \['model.tflite'\]"):
+        keras_rda.litert.benchmark(["model.tflite"])

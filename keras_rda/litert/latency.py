@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -31,8 +32,13 @@ def benchmark(files, seconds=1.0, progress=None):
         List of `Latency` in the order of `files`.
 
     Raises:
+        TypeError: `files` is no dict.
         FileNotFoundError, ValueError, RuntimeError: as for `predict`.
     """
+    if not isinstance(files, Mapping):
+        raise TypeError(
+            f"benchmark: files must be a dict of name → path, such as {{'dense': path}}; received {files!r}."
+        )
     invocations = [_invocation(path) for path in files.values()]
     first = sum(_timed(invocation) for _ in range(2) for invocation in invocations) / 2  # the first round warms up
     rounds = int(np.clip(seconds * len(files) / max(first, 1e-9), 5, 1000))
