@@ -3,7 +3,7 @@
 import keras
 
 
-def ResNet18(input_shape=(32, 32, 3), classes=10):
+def ResNet18(input_shape=(32, 32, 3), classes=10, width=64, stem="cifar"):
     """The ResNet18 of CIFAR experiments: a 3×3 stem without pooling, four stages of two basic blocks.
 
     11.2 M parameters; batch normalisation after every convolution, so it trains with MRDA's zero centre.
@@ -11,35 +11,83 @@ def ResNet18(input_shape=(32, 32, 3), classes=10):
     Args:
         input_shape: `(height, width, channels)` of the images.
         classes: Number of classes.
+        width: Filters of the first stage; each later stage has twice as many.
+        stem: `"cifar"`, or `"imagenet"` for the form that ImageNet is trained with: a 7×7 stem of stride 2 and pooling.
 
     Returns:
         A `keras.Model` from images to logits (batch, classes), without softmax.
 
+    Raises:
+        ValueError: `stem` is neither.
+
     Reference: He et al., 2016; section 4 of the paper.
     """
+    if stem not in ("cifar", "imagenet"):
+        raise ValueError(f"ResNet18: stem must be 'cifar' or 'imagenet'; received {stem!r}.")
     layers = keras.layers
-
-    def convolution(x, filters, size, strides=1):
-        x = layers.Conv2D(
-            filters, size, strides=strides, padding="same", use_bias=False, kernel_initializer="he_normal"
-        )(x)
-        return layers.BatchNormalization(momentum=0.9)(x)
 
     def block(x, filters, strides):
         shortcut = x
         if strides != 1 or x.shape[-1] != filters:
-            shortcut = convolution(x, filters, 1, strides)
-        x = layers.ReLU()(convolution(x, filters, 3, strides))
-        x = convolution(x, filters, 3)
+            shortcut = _convolution(x, filters, 1, strides)
+        x = layers.ReLU()(_convolution(x, filters, 3, strides))
+        x = _convolution(x, filters, 3)
         return layers.ReLU()(layers.Add()([x, shortcut]))
 
     images = keras.Input(input_shape)
-    x = layers.ReLU()(convolution(images, 64, 3))
-    for stage, filters in enumerate((64, 128, 256, 512)):
-        x = block(x, filters, 1 if stage == 0 else 2)
-        x = block(x, filters, 1)
+    if stem == "cifar":
+        x = layers.ReLU()(_convolution(images, width, 3))
+    else:
+        x = layers.ReLU()(_convolution(images, width, 7, 2))
+        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+    for stage in range(4):
+        x = block(x, width * 2**stage, 1 if stage == 0 else 2)
+        x = block(x, width * 2**stage, 1)
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(images, layers.Dense(classes)(x), name="resnet18")
+
+
+def VGG16(input_shape=(32, 32, 3), classes=10, width=64):
+    """The VGG16 of CIFAR experiments: 13 convolutions with batch normalisation, one dense layer; 14.7 M parameters.
+
+    Args:
+        input_shape: `(height, width, channels)` of the images, at least 32 high and wide: five poolings halve them.
+        classes: Number of classes.
+        width: Filters of the first stage; later stages have 2, 4, 8 and 8 times as many.
+
+    Returns:
+        A `keras.Model` from images to logits (batch, classes), without softmax.
+
+    Reference: Simonyan and Zisserman, 2015, configuration D; section 4 of the paper.
+    """
+    return _vgg("vgg16", (2, 2, 3, 3, 3), input_shape, classes, width)
+
+
+def VGG19(input_shape=(32, 32, 3), classes=10, width=64):
+    """The VGG19 of CIFAR experiments: 16 convolutions, 20.0 M parameters; as `VGG16`.
+
+    Reference: Simonyan and Zisserman, 2015, configuration E; section 4 of the paper.
+    """
+    return _vgg("vgg19", (2, 2, 4, 4, 4), input_shape, classes, width)
+
+
+def _vgg(name, convolutions, input_shape, classes, width):
+    layers = keras.layers
+    x = images = keras.Input(input_shape)
+    for count, factor in zip(convolutions, (1, 2, 4, 8, 8), strict=True):
+        for _ in range(count):
+            x = layers.ReLU()(_convolution(x, factor * width, 3))
+        x = layers.MaxPooling2D()(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(images, layers.Dense(classes)(x), name=name)
+
+
+def _convolution(x, filters, size, strides=1):
+    """A convolution without bias, and batch normalisation."""
+    convolution = keras.layers.Conv2D(
+        filters, size, strides=strides, padding="same", use_bias=False, kernel_initializer="he_normal"
+    )
+    return keras.layers.BatchNormalization(momentum=0.9)(convolution(x))
 
 
 def MobileNetV1(input_shape=(224, 224, 3), alpha=1.0, classes=1000):

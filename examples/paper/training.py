@@ -1,0 +1,272 @@
+"""One run, on TensorFlow by `model.fit`, on JAX by a compiled loop over data that stay on the device."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_rda
+from examples.paper import data
+from examples.paper.tables import Run
+
+MOMENTUM, SGD_RATE, RECIPE_SPARSITY = 0.9, 0.1, 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A run with what the paper does not fix; `subset` training images, `width` filters in the first stage."""
+
+    run: Run
+    epochs: int
+    seed: int = 0
+    subset: int | None = None
+    width: int = 64
+    batch_size: int = 128
+    dtype: str = "float32"
+
+    def flat(self):
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
+        return dataclasses.asdict(self.run) | own
+
+    def scaled(self):
+        """What is smaller than in the paper, in words; empty for a full run."""
+        parts = [f"{self.epochs} epochs"] if self.epochs != self.run.epochs else []
+        parts += [f"{self.subset} training images"] if self.subset else []
+        parts += [f"first stage of {self.width} of 64 filters"] if self.width != 64 else []
+        return ", ".join(parts)
+
+
+def make_optimizer(settings, steps):
+    run = settings.run
+    rate = 1 / run.gamma if run.gamma else None
+    if run.method == "rda":  # with random first weights and centre zero: the paper's Algorithm 2
+        return keras_rda.MRDA(rate, run.penalty, weight_decay=run.weight_decay)
+    if run.method == "prox-sgd":
+        return keras_rda.ProxSGD(rate, run.penalty, weight_decay=run.weight_decay)
+    if run.method == "sqrt-prox-sgd":
+        return keras_rda.SqrtProxSGD(rate, run.penalty, weight_decay=run.weight_decay)
+    if run.method == "recipe":
+        cosine = keras.optimizers.schedules.CosineDecay(1.0, steps * settings.epochs)
+        return keras_rda.XRDA(cosine, weight_decay=run.weight_decay)
+    # Keras' SGD decays the weights themselves, without momentum's factor.
+    decay = None if run.weight_decay is None else run.weight_decay / (1 - MOMENTUM)
+    return keras.optimizers.SGD(SGD_RATE, momentum=MOMENTUM, weight_decay=decay)
+
+
+def make_model(settings, dataset):
+    make = {
+        "resnet18": keras_rda.models.ResNet18,
+        "vgg16": keras_rda.models.VGG16,
+        "vgg19": keras_rda.models.VGG19,
+    }[settings.run.architecture]
+    stem = {"stem": "imagenet"} if settings.run.dataset == "imagenet" else {}
+    return make(dataset.input_shape, dataset.classes, width=settings.width, **stem)
+
+
+def train(settings, data_dir, folder, report=print):
+    """Train, or go on from the checkpoint in `folder`; return the line of the results.
+
+    Raises:
+        FileNotFoundError, ImportError: as for `data.load`.
+        ValueError: the settings do not go together; the message says which to change.
+        OSError: `folder` has too little room for the checkpoints.
+    """
+    if settings.run.dataset == "imagenet" and keras.backend.backend() != "tensorflow":
+        raise ValueError("ImageNet is streamed by TensorFlow: run this row with KERAS_BACKEND=tensorflow.")
+    keras.utils.set_random_seed(settings.seed)
+    keras.config.set_dtype_policy(settings.dtype)
+    dataset = data.load(settings.run.dataset, data_dir, settings.subset)
+    steps = dataset.steps(settings.batch_size)
+    if not steps:
+        raise ValueError(f"The training images are fewer than a batch of {settings.batch_size}: take a larger subset.")
+    checkpoint = Checkpoint(folder, settings)
+    model, history = checkpoint.restore()
+    if model is None:
+        model = make_model(settings, dataset)
+        model.compile(
+            make_optimizer(settings, steps),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            jit_compile=keras.backend.backend() == "jax",
+        )
+    checkpoint.check_room(model)
+    callbacks = [Recorder(dataset, settings, checkpoint, history, report)]
+    interval = steps
+    if settings.run.method == "recipe":
+        # Short runs are measured more often: steering needs twenty measurements in the three quarters that σ rises.
+        interval = max(1, min(8, steps * settings.epochs * 3 // 80))
+        target = keras_rda.TargetSparsity(RECIPE_SPARSITY, interval=interval)
+        callbacks.insert(0, target)
+    epochs = range(len(history), settings.epochs)
+    if keras.backend.backend() == "tensorflow":
+        stream = dataset.stream(settings.batch_size, settings.seed, epochs)
+        model.fit(
+            stream,
+            steps_per_epoch=steps,
+            initial_epoch=epochs.start,
+            epochs=epochs.stop,
+            shuffle=False,
+            verbose=0,
+            callbacks=callbacks,
+        )
+    else:
+        fit_on_device(model, dataset, settings, epochs, interval, callbacks)
+    # After the callbacks: TargetSparsity's last trim follows the last batch.
+    top1, top5 = top(model, dataset)
+    measured = {"top1": top1, "top5": top5, "sigma": keras_rda.sparsity(model), "history": history}
+    environment = {
+        "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+        "backend": keras.backend.backend(),
+        "device": device(),
+        "versions": {"keras": keras.version(), "keras_rda": keras_rda.__version__},
+    }
+    return settings.flat() | {"scaled": settings.scaled()} | measured | environment, model, checkpoint
+
+
+def fit_on_device(model, dataset, settings, epochs, interval, callbacks):
+    """What `model.fit` does, with the data on the device and `interval` steps in one compiled call."""
+    import jax
+    import jax.numpy as jnp
+
+    optimizer, size, batch_size = model.optimizer, len(dataset.x_train), settings.batch_size
+    optimizer.build(model.trainable_variables)
+    images, labels = jax.device_put(dataset.x_train), jax.device_put(dataset.y_train)
+    variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
+
+    def loss(trained, other, x, y):
+        logits, other = model.stateless_call(trained, other, x, training=True)
+        return model.loss(y, ops.cast(logits, "float32")), other
+
+    def step(state, batch):
+        trained, other, slots = state
+        rows, key = batch
+        x = images[rows]
+        if dataset.augmented:
+            crop, flip = jax.random.split(key)
+            offsets = jax.random.randint(crop, (2, batch_size), 0, 2 * data.BORDER + 1)
+            x = data.crop_and_flip(x, *offsets, jax.random.randint(flip, (batch_size,), 0, 2))
+        x = dataset.standardized(x)
+        (value, other), gradients = jax.value_and_grad(loss, has_aux=True)(trained, other, x, labels[rows])
+        trained, slots = optimizer.stateless_apply(slots, gradients, trained)
+        return (trained, other, slots), value
+
+    @jax.jit
+    def some_steps(state, rows, keys):
+        state, losses = jax.lax.scan(step, state, (rows, keys))
+        return state, jnp.mean(losses)
+
+    steps = dataset.steps(batch_size)
+    callbacks = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs.stop, steps=steps)
+    callbacks.on_train_begin()
+    for epoch in epochs:
+        callbacks.on_epoch_begin(epoch)
+        order, keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), epoch))
+        order = jax.random.permutation(order, size)[: steps * batch_size].reshape(steps, batch_size)
+        keys, losses = jax.random.split(keys, steps), []
+        for start in range(0, steps, interval):
+            part = slice(start, start + interval)
+            state = tuple([v.value for v in group] for group in variables)
+            state, value = some_steps(state, order[part], keys[part])
+            for group, new in zip(variables, state, strict=True):
+                for variable, array in zip(group, new, strict=True):
+                    variable.assign(array)
+            losses.append(value)
+            callbacks.on_train_batch_end(min(start + interval, steps) - 1)
+        callbacks.on_epoch_end(epoch, {"loss": float(np.mean(losses))})
+    callbacks.on_train_end()
+
+
+class Recorder(keras.callbacks.Callback):
+    """After each epoch: top-1, top-5, σ and seconds into `history`, and a checkpoint."""
+
+    def __init__(self, dataset, settings, checkpoint, history, report):
+        super().__init__()
+        self.dataset, self.settings, self.checkpoint = dataset, settings, checkpoint
+        self.history, self.report = history, report
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = time.perf_counter() - self.start
+        top1, top5 = top(self.model, self.dataset)
+        line = {"loss": float(logs["loss"]), "top1": top1, "top5": top5, "sigma": keras_rda.sparsity(self.model)}
+        self.history.append(line | {"seconds": round(seconds, 2)})
+        self.checkpoint.save(self.model, self.history)
+        self.report(
+            f"epoch {epoch + 1}/{self.settings.epochs}: loss {line['loss']:.4f}, top-1 {100 * top1:.2f}, "
+            f"top-5 {100 * top5:.2f}, σ {line['sigma']:.4f}, {seconds:.1f} s"
+        )
+
+
+class Checkpoint:
+    """Model, optimizer and history of a run after its last epoch, in a folder named after its settings."""
+
+    def __init__(self, folder, settings):
+        name = "-".join(str(value) for value in settings.flat().values())
+        self.folder = pathlib.Path(folder) / f"{name}-{keras.backend.backend()}"
+
+    def restore(self):
+        """The model and its history, or None and an empty one."""
+        for name in ("last", "previous"):  # a kill may have come between two renames
+            if (self.folder / name / "history.json").exists():
+                model = keras.models.load_model(self.folder / name / "model.keras")
+                return model, json.loads((self.folder / name / "history.json").read_text())
+        return None, []
+
+    def save(self, model, history):
+        new, last, previous = (self.folder / name for name in ("new", "last", "previous"))
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        model.save(new / "model.keras")
+        (new / "history.json").write_text(json.dumps(history))
+        shutil.rmtree(previous, ignore_errors=True)
+        if last.exists():
+            last.rename(previous)
+        new.rename(last)
+
+    def check_room(self, model):
+        """Three checkpoints of weights and slots, before any time is spent."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        needed, free = 3 * 3 * 4 * model.count_params(), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(
+                f"Checkpoints of {model.name} need up to {needed / 1e6:.0f} MB, and {self.folder} has {free / 1e6:.0f} "
+                "MB left: choose another --output."
+            )
+
+    def remove(self):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def top(model, dataset, batch_size=500):
+    """Shares of test images whose label is the largest logit, and among the five largest; not finite is wrong."""
+    hits = []
+    for images, labels in dataset.test_batches(batch_size):
+        logits, labels = np.asarray(model.predict_on_batch(images), "float32"), np.asarray(labels)
+        own = np.take_along_axis(logits, labels[:, None], axis=1)
+        earlier = np.arange(logits.shape[1]) < labels[:, None]
+        rank = np.sum((logits > own) | ((logits == own) & earlier), axis=1)
+        rank[~np.all(np.isfinite(logits), axis=1)] = logits.shape[1]
+        hits.append(np.stack([rank < 1, rank < 5]))
+    return tuple(map(float, np.mean(np.concatenate(hits, axis=1), axis=1)))
+
+
+def device():
+    """The kind of machine, without its name."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        kind = jax.devices()[0].device_kind
+    else:
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        kind = tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "cpu"
+    return f"{os.cpu_count()} × {platform.machine()}" if kind == "cpu" else kind

@@ -1,0 +1,178 @@
+"""The paper's experiments, in a short form, as a user runs them: on real digits in the shape of the paper's images."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from conftest import BACKEND, values
+
+import keras_rda
+from examples.paper import data, results, tables, training
+from examples.paper.__main__ import main
+
+SHORT = ("--epochs", 1, "--subset", 32, "--batch-size", 16, "--width", 2)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """The embedded digits, enlarged, in files like those that `prepare` writes."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
+    for name, size, channels in (("mnist", 28, 1), ("cifar10", 32, 3), ("cifar100", 32, 3)):
+
+        def image(x, size=size, channels=channels):
+            large = np.kron(15 * x, np.ones((1, 4, 4, 1), "uint8"))
+            border = (32 - size) // 2
+            return np.repeat(large[:, border : 32 - border, border : 32 - border], channels, -1)
+
+        x = {"x_train": image(x_train[:64]), "x_test": image(x_test[:50])}
+        np.savez(folder / f"{name}.npz", y_train=y_train[:64], y_test=y_test[:50], **x)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def places():
+    """Every cell of every table with `-m every`; each architecture once by default."""
+    seen = set()
+    for name, (_, cells) in tables.TABLES.items():
+        for cell in cells:
+            marks = () if cell.run.architecture not in seen else pytest.mark.every
+            seen.add(cell.run.architecture)
+            if cell.run.dataset != "imagenet":
+                yield pytest.param(name, cell, marks=marks, id=f"{name}-{cell.row}-{cell.column}")
+
+
+@pytest.mark.parametrize(("table", "cell"), list(places()))
+def test_every_row_runs(table, cell, prepared, tmp_path):
+    file = tmp_path / "results.jsonl"
+    column = ("--column", cell.column) if cell.column else ()
+    arguments = (table, "--row", cell.row, *column, *SHORT, "--data-dir", prepared, "--results", file)
+    if cell.run.method == "recipe":
+        arguments = (*arguments, "--epochs", 20)
+    done = run(*arguments, "--output", tmp_path / "output")
+    assert done.exit_code == 0, done.output
+    (line,) = results.read(file)
+    assert results.matching([line], cell.run) == [line]
+    epochs = 20 if cell.run.method == "recipe" else 1
+    assert "scaled down: " + line["scaled"] in done.output
+    assert line["scaled"] == f"{epochs} epochs, 32 training images, first stage of 2 of 64 filters"
+    assert [0 <= line["top1"] <= line["top5"] <= 1, line["backend"], len(line["history"])] == [True, BACKEND, epochs]
+    assert line["command"].startswith(f"python -m examples.paper {table} --row {cell.row}")
+    assert not list((tmp_path / "output").iterdir())  # the checkpoint of a finished run
+    again = run(*arguments, "--output", tmp_path / "output")
+    assert "epoch" not in again.output.replace("epochs", "")
+    assert len(results.read(file)) == 1
+
+
+def settings(method="rda", epochs=3):
+    cell = next(cell for cell in tables.TABLES["table4"][1] if cell.row == method)
+    return training.Settings(cell.run, epochs, subset=64, width=2, batch_size=16)
+
+
+@pytest.mark.parametrize("method", ["rda", pytest.param("recipe", marks=pytest.mark.every)])
+def test_a_killed_run_goes_on_with_the_same_bits(method, prepared, tmp_path):
+    epochs = 3 if method == "rda" else 8
+
+    class Killed(Exception):
+        pass
+
+    def kill(text):
+        if text.startswith("epoch 2/"):
+            raise Killed
+
+    whole, model, _ = training.train(settings(method, epochs), prepared, tmp_path / "whole", print)
+    with pytest.raises(Killed):
+        training.train(settings(method, epochs), prepared, tmp_path / "killed", kill)
+    texts = []
+    resumed, other, _ = training.train(settings(method, epochs), prepared, tmp_path / "killed", texts.append)
+    assert len(texts) == epochs - 2
+    for name in ("top1", "top5", "sigma"):
+        assert whole[name] == resumed[name]
+    for a, b in zip(values(model.variables), values(other.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [epoch["loss"] for epoch in whole["history"]] == [epoch["loss"] for epoch in resumed["history"]]
+
+
+def test_crops_and_flips():
+    images = np.random.default_rng(0).integers(0, 255, (5, 6, 7, 2)).astype("uint8")
+    rows, columns, flips = np.array([[0, 4, 8, 3, 5], [4, 0, 8, 2, 1], [0, 1, 0, 1, 1]], "int32")
+    ours = np.asarray(data.crop_and_flip(images, rows, columns, flips))
+    bordered = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    for n in range(5):
+        crop = bordered[n, rows[n] : rows[n] + 6, columns[n] : columns[n] + 7]
+        np.testing.assert_array_equal(ours[n], crop[:, ::-1] if flips[n] else crop)
+
+
+def test_top_of_ties_and_of_what_is_not_finite():
+    class Model:
+        def __init__(self, logits):
+            self.predict_on_batch = lambda images: np.asarray(logits, "float32")[: len(images)]
+
+    images, labels = np.zeros((3, 8, 8, 1), "uint8"), np.array([0, 6, 2])
+    dataset = data.Arrays(images, labels, images, labels, 7, False)
+    assert training.top(Model(np.zeros((3, 7))), dataset) == (1 / 3, 2 / 3)  # a dead network names class 0
+    assert training.top(Model(np.full((3, 7), np.nan)), dataset) == (0, 0)
+    assert training.top(Model(np.eye(7)[[0, 6, 1]]), dataset) == (2 / 3, 1)
+
+
+def test_render(prepared, tmp_path):
+    file = tmp_path / "results.jsonl"
+    assert run("render", "--results", file).exit_code == 1
+    arguments = (*SHORT, "--data-dir", prepared, "--results", file, "--output", tmp_path)
+    run("table4", "--row", "rda", *arguments)
+    line = results.read(file)[0]
+    done = run("render", "--results", file, "--output", tmp_path)
+    assert done.exit_code == 0
+    assert f"{100 * line['top1']:.2f} *" in done.output  # far from the paper's
+    assert done.output.count("not run") > 100
+    # The same run stands in five tables; table 3 has none of it.
+    assert {plot.name for plot in tmp_path.glob("*.png")} == {f"table{n}-0.png" for n in (1, 2, 4, 5, 6)}
+
+
+def test_bad_input(prepared, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"format": 0}\n')
+    arguments = ("--data-dir", prepared, "--results", other, "--output", tmp_path)
+    for words, message in (
+        (("table4", "--row", "mrda", *arguments), "'mrda' is not one of 'sqrt-prox-sgd', 'prox-sgd', 'rda', 'sgd'"),
+        (("table7",), "No such command 'table7'"),
+        (("table4", *arguments), "line 1, is of another version (format 1 is expected)"),
+        (("table4", *arguments[:2], "--results", tmp_path / "no.jsonl", "--subset", 5), "fewer than a batch of 128"),
+        (
+            ("table4", "--data-dir", tmp_path, "--results", tmp_path / "no.jsonl"),
+            "python -m examples.paper prepare cif",
+        ),
+        (("prepare", "cifar10", "--data-dir", tmp_path, "--output", tmp_path), "holds no prepared 'cifar10"),
+    ):
+        done = run(*words)
+        assert done.exit_code != 0
+        assert message in done.output
+    assert other.read_text() == '{"format": 0}\n'
+    assert not (tmp_path / "no.jsonl").exists()
+
+
+def test_too_little_room(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    with pytest.raises(OSError, match=r"need up to .* has 0 MB left: choose another --output"):
+        training.train(settings(), prepared, tmp_path)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's route")
+def test_runs_where_there_is_no_tensorflow(prepared, tmp_path):
+    script = (
+        "import sys, runpy; sys.modules['tensorflow'] = sys.modules['tensorflow_datasets'] = None; "
+        "sys.argv[0] = 'paper'; runpy.run_module('examples.paper', run_name='__main__')"
+    )
+    file = tmp_path / "results.jsonl"
+    arguments = ("table4", "--row", "rda", *SHORT, "--data-dir", prepared, "--results", file, "--output", tmp_path)
+    subprocess.run([sys.executable, "-c", script, *map(str, arguments)], check=True, env=os.environ)
+    assert json.loads(file.read_text())["backend"] == "jax"
+    done = run("table6", "--row", "imagenet", *arguments[3:])
+    assert "run this row with KERAS_BACKEND=tensorflow" in done.output
