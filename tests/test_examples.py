@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND, small_network
+from test_datasets import PREPARED
 
 import keras_rda
 
@@ -70,6 +71,43 @@ def test_recipe(tmp_path):
     result = run("recipe.py", "--epochs", 3, check=False)
     assert result.returncode == 2
     assert "--epochs must be at least 4" in result.stderr
+
+
+def test_custom_loop():
+    lines = run("custom_loop.py", "--epochs", 4).stdout.splitlines()
+    epochs = [list(map(float, re.findall(r"(?:loss|top-1|σ) ([\d.]+)", line))) for line in lines]
+    assert len(epochs) == 4
+    assert epochs[-1][0] < epochs[0][0]
+    assert epochs[-1][1] > 80
+    assert epochs[-1][2] > 0.3
+    result = run("custom_loop.py", "--epochs", 0, check=False)
+    assert result.returncode == 2
+    assert "--epochs must be at least 1; received 0" in result.stderr
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
+def test_phone(tmp_path):
+    output = run("phone.py", "--epochs", 4, "--output", tmp_path).stdout
+    rows = re.findall(r"│ (\w+) +│ +([\d,]+) │ +1/([\d.]+) │ +([\d.]+) │", output)
+    sizes = {name: int(size.replace(",", "")) for name, size, *_ in rows}
+    assert list(sizes) == ["None", "float16", "dynamic", "int8"]
+    assert sizes["None"] > sizes["float16"] > sizes["int8"]
+    assert all(float(top1) > 80 for *_, top1 in rows)
+    for name, size in sizes.items():
+        assert (tmp_path / f"digits-{'float32' if name == 'None' else name}.tflite").stat().st_size == size
+
+
+@pytest.mark.every  # a minute of XLA's; test_models.py and test_compress.py have MobileNet by default
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
+@pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared tensorflow-datasets at {PREPARED}")
+def test_mobilenet_cifar10(tmp_path):
+    arguments = ("--subset", 256, "--epochs", 2, "--alpha", 0.25, "--data-dir", PREPARED, "--output", tmp_path)
+    output = run("mobilenet_cifar10.py", *arguments).stdout
+    small, dense = re.search(r"bytes: ([\d,]+) of ([\d,]+)", output).groups()
+    assert int(small.replace(",", "")) == (tmp_path / "mobilenet.tflite").stat().st_size
+    assert int(dense.replace(",", "")) == (tmp_path / "mobilenet-dense.tflite").stat().st_size
+    assert re.search(r"top-1 of the file: [\d.]+ %, σ 0\.\d+\n", output)
+    assert re.search(r"latency: [\d.]+ ms, dense [\d.]+ ms", output)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="its processes run on TensorFlow whatever the tests run on")
