@@ -1,0 +1,43 @@
+"""The models in saved_models/ are what their table says, measured on real data."""
+
+import hashlib
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+
+import keras_rda
+
+FOLDER = pathlib.Path(__file__).parents[1] / "saved_models"
+ROW = r"\| `([\w.-]+)` \| `[^`]+` \| \w+ \| \d+ \| ([\d.]+) \| ([\d.]+) \| ([\d,]+) \| `(\w+)` \|"
+ROWS = re.findall(ROW, (FOLDER / "README.md").read_text())
+
+
+def test_every_model_has_a_row():
+    models = {file.name for file in FOLDER.iterdir() if file.suffix in (".keras", ".tflite")}
+    assert models == {name for name, *_ in ROWS}
+    assert models
+
+
+@pytest.mark.parametrize(("name", "top1", "sigma", "size", "sha256"), ROWS)
+def test_saved_model(name, top1, sigma, size, sha256):
+    file = FOLDER / name
+    content = file.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == sha256
+    assert len(content) == int(size.replace(",", "")) < 2e6
+    (x_train, _), (x, y) = keras_rda.datasets.load_digits()
+    x = ((x - x_train.mean((0, 1, 2))) / x_train.std((0, 1, 2))).astype("float32")
+    model = keras.models.load_model(file.with_suffix(".keras"))
+    assert keras_rda.sparsity(model, kernels_only=True) == pytest.approx(float(sigma), abs=5e-5)
+    if file.suffix == ".keras":
+        logits = model.predict(x, batch_size=360, verbose=0)
+    elif BACKEND == "tensorflow":
+        logits = np.concatenate([keras_rda.litert.predict(file, part)["output_0"] for part in np.split(x, 2)])
+    else:
+        pytest.skip("LiteRT files do not depend on the backend")
+    assert 100 * np.mean(np.argmax(logits, -1) == y) == pytest.approx(
+        float(top1), abs=0.3
+    )  # an image: roundings differ
