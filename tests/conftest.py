@@ -36,7 +36,7 @@ OPTIMIZERS = {
 
 @pytest.fixture(autouse=True)
 def _fresh_state():
-    keras.utils.clear_session()  # names of layers start again
+    keras.utils.clear_session(free_memory=False)  # names of layers start again; collecting garbage takes half a second
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
