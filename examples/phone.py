@@ -47,13 +47,12 @@ def main():
     for column in ("bytes", "of dense float32", "top-1 LiteRT", "largest difference"):
         table.add_column(column, justify="right")
     table.add_column("run on")
-    expected, dense = model.predict(x_test, batch_size=360, verbose=0), None
+    expected, dense = model.predict(x_test, batch_size=360, verbose=0), 4 * model.count_params()
     for quantize in (None, "float16", "dynamic", "int8"):
         file = arguments.output / f"digits-{quantize or 'float32'}.tflite"
         # The ranges of int8 activations are those of these images.
         report = keras_rda.export(small, file, quantize, representative_data=x_train[:200], machine=machine)
         logits = litert_logits(file, x_test)
-        dense = dense or 4 * model.count_params()
         table.add_row(
             str(quantize),
             f"{report.bytes:,}",

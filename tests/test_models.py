@@ -21,6 +21,20 @@ def test_resnet18_is_the_cifar_form():
     assert keras_rda.models.ResNet18((16, 16, 1), 7).output_shape == (None, 7)
 
 
+def test_other_networks_of_the_paper():
+    # Convolutions, two vectors of batch normalisation a convolution, and the head.
+    for make, filters in (
+        (keras_rda.models.VGG16, (64, 64, 128, 128, *(256,) * 3, *(512,) * 6)),
+        (keras_rda.models.VGG19, (64, 64, 128, 128, *(256,) * 4, *(512,) * 8)),
+    ):
+        weights = sum(9 * a * b + 2 * b for a, b in zip((3, *filters), filters, strict=False)) + 512 * 10 + 10
+        assert sum(row.size for row in keras_rda.summary(make()).rows) == weights
+    narrow = keras_rda.models.ResNet18((64, 64, 3), 7, width=8, stem="imagenet")
+    assert narrow.get_layer(index=1).kernel.shape == (7, 7, 3, 8)
+    with pytest.raises(ValueError, match="stem must be 'cifar' or 'imagenet'; received 'vgg'"):
+        keras_rda.models.ResNet18(stem="vgg")
+
+
 @pytest.fixture(scope="module")
 def cifar10():
     (images, labels), _ = keras_rda.datasets.load("cifar10", PREPARED)

@@ -100,6 +100,9 @@ def test_a_killed_run_goes_on_with_the_same_bits(method, prepared, tmp_path):
     for a, b in zip(values(model.variables), values(other.variables), strict=True):
         np.testing.assert_array_equal(a, b)
     assert [epoch["loss"] for epoch in whole["history"]] == [epoch["loss"] for epoch in resumed["history"]]
+    # Killed after its last epoch: nothing is left to train.
+    again, *_ = training.train(settings(method, epochs), prepared, tmp_path / "whole", kill)
+    assert again == whole
 
 
 def test_crops_and_flips():

@@ -91,19 +91,14 @@ class ImageNet:
             )
         return builder
 
-    def _size(self, split):
-        size = self._builder.info.splits[split].num_examples
-        return min(size, self.subset or size)
-
     def steps(self, batch_size):
-        return self._size("train") // batch_size
+        size = self._builder.info.splits["train"].num_examples
+        return min(size, self.subset or size) // batch_size
 
     def _read(self, split, **options):
         import tensorflow_datasets as tfds
 
-        return self._builder.as_dataset(
-            split=f"{split}[:{self._size(split)}]", decoders={"image": tfds.decode.SkipDecoding()}, **options
-        )
+        return self._builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}, **options)
 
     def _standardized(self, image):
         return (ops.cast(image, "float32") - np.float32(self.MEAN)) / np.float32(self.DEVIATION)
@@ -129,7 +124,8 @@ class ImageNet:
             return self._standardized(tf.image.stateless_random_flip_left_right(image, key)), record["label"]
 
         order = tfds.ReadConfig(shuffle_seed=seed + epochs.start)
-        records = self._read("train", shuffle_files=True, read_config=order).shuffle(10_000, seed=seed + epochs.start)
+        split = f"train[:{self.subset}]" if self.subset else "train"
+        records = self._read(split, shuffle_files=True, read_config=order).shuffle(10_000, seed=seed + epochs.start)
         examples = records.repeat().enumerate().map(example, num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 

@@ -71,7 +71,7 @@ def make_model(settings, dataset):
 
 
 def train(settings, data_dir, folder, report=print):
-    """Train, or go on from the checkpoint in `folder`; return the line of the results.
+    """Train, or go on from the checkpoint in `folder`; return the line of the results, the model and the checkpoint.
 
     Raises:
         FileNotFoundError, ImportError: as for `data.load`.
@@ -117,9 +117,7 @@ def train(settings, data_dir, folder, report=print):
         )
     else:
         fit_on_device(model, dataset, settings, epochs, interval, callbacks)
-    # After the callbacks: TargetSparsity's last trim follows the last batch.
-    top1, top5 = top(model, dataset)
-    measured = {"top1": top1, "top5": top5, "sigma": keras_rda.sparsity(model), "history": history}
+    measured = {name: history[-1][name] for name in ("top1", "top5", "sigma")} | {"history": history}
     environment = {
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
         "backend": keras.backend.backend(),
