@@ -41,7 +41,7 @@ class Penalty:
 
     @property
     def strength(self):
-        """λ as a scalar float32 `keras.Variable`; `float(penalty.strength)` reads it."""
+        """λ as a scalar float32 `keras.Variable`; `penalty.strength.numpy()` reads it, under `tf.distribute` too."""
         return self._strength
 
     @strength.setter

@@ -45,4 +45,4 @@ class SparsityLogger(keras.callbacks.Callback):
 
 def _penalty_note(model):
     penalty = getattr(inner_optimizer(model), "penalty", None)
-    return "" if penalty is None else f" The penalty's strength λ is {float(penalty.strength):g}."
+    return "" if penalty is None else f" The penalty's strength λ is {penalty.strength.numpy():g}."

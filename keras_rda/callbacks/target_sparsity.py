@@ -239,7 +239,7 @@ class _Steered:
 
     def strength(self, optimizer):
         exponent = 0.0 if self.whole_model else self._entry(optimizer.strength_exponents)
-        return float(optimizer.penalty.strength) * math.exp(exponent)
+        return float(optimizer.penalty.strength.numpy()) * math.exp(exponent)
 
     def trim(self, optimizer, share):
         """Zero the smallest weights or groups that are missing to the target: at most `share` of the nonzero ones."""
@@ -271,9 +271,9 @@ class _Steered:
         if self.whole_model:
             optimizer.penalty.strength = strength
         else:
-            if float(optimizer.penalty.strength) == 0:
+            if float(optimizer.penalty.strength.numpy()) == 0:
                 optimizer.penalty.strength = self.SMALLEST
-            exponent = math.log(strength / float(optimizer.penalty.strength))
+            exponent = math.log(strength / float(optimizer.penalty.strength.numpy()))
             self._set_entry(optimizer.strength_exponents, exponent)
 
     def _entry(self, vector):

@@ -265,19 +265,26 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         received = np.zeros(len(self._slots), bool)
         received[indices] = True
 
-        def finite_throughout():
-            flags = [ops.convert_to_tensor(True)] * len(self._slots)
+        def non_finite():
+            flags = [ops.convert_to_tensor(0.0)] * len(self._slots)
             for index, gradient in zip(indices, grads, strict=True):
-                flags[index] = ops.all(ops.isfinite(_dense(gradient)))
+                flags[index] = ops.cast(ops.logical_not(ops.all(ops.isfinite(_dense(gradient)))), "float32")
             return ops.stack(flags)
 
         # Once every variable has started, a non-finite entry only counts as zero, and the gradients need no extra pass.
         started = ops.greater(self._steps, 0)
         waiting = ops.logical_and(received, ops.logical_not(started))
-        finite = ops.cond(ops.any(waiting), finite_throughout, lambda: ops.ones_like(started))
+        spoilt = ops.cond(ops.any(waiting), non_finite, lambda: ops.zeros(len(self._slots), "float32"))
+        finite = ops.equal(self._sum_over_replicas(spoilt), 0.0)
         counts = ops.logical_and(received, ops.logical_or(started, finite))
         self._steps.assign(ops.add(self._steps, ops.cast(counts, self._steps.dtype)))
         return counts
+
+    def _sum_over_replicas(self, value):
+        # Keras' optimizers have this on TensorFlow, where each replica of tf.distribute sees its own gradient. On JAX
+        # there is one gradient, of the whole batch.
+        reduce = getattr(self, "_all_reduce_sum_gradients", None)
+        return reduce([(value, None)])[0][0] if reduce else value
 
     def _float_steps(self, index):
         """t of the variable at `index`, a float32 scalar; 1 before its first step, whose result is discarded."""
