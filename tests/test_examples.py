@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -209,3 +210,36 @@ def test_step_time(monkeypatch):
     table, bandwidth = step_time.report(model, seconds, slots)
     assert table.row_count == len(step_time.OPTIMIZERS)
     assert bandwidth > 0
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute")
+def test_distributed(tmp_path):
+    def train(*arguments, **options):
+        return run("distributed.py", "--epochs", 5, *arguments, **options).stdout.splitlines()
+
+    alone = train("--output", tmp_path / "alone.keras")
+    together = train("--output", tmp_path / "together.keras", "--local-workers", 2)
+    assert alone[-1].startswith("1 of 1 workers") and together[-1].startswith("2 of 2 workers")
+    ours, theirs = (re.findall(r"([\d.]+)(?: %|$)", lines[-1]) for lines in (together, alone))
+    assert float(ours[0]) == pytest.approx(float(theirs[0]), abs=1.0)  # top-1, of 360 images
+    assert float(ours[1]) == pytest.approx(float(theirs[1]), abs=0.001)
+    assert float(ours[1]) == pytest.approx(0.9, abs=0.005)
+
+    # A worker of two is killed in the third epoch; started again, they end with the bits of those that were not.
+    killed = ("--output", tmp_path / "killed.keras", "--backup", tmp_path / "backup")
+    command = [sys.executable, EXAMPLES / "distributed.py", "--epochs", "5", *killed, "--local-workers", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
+        next(line for line in launcher.stdout if line.startswith("epoch 2"))
+        workers = pathlib.Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        os.kill(int(workers[1]), signal.SIGKILL)
+        assert launcher.wait() == 1
+    assert not (tmp_path / "killed.keras").exists()
+    again = train(*killed, "--local-workers", 2)
+    assert [line.split(":")[0] for line in again[:-1]] == ["epoch 3", "epoch 4", "epoch 5"]
+    models = [keras.models.load_model(tmp_path / name) for name in ("together.keras", "killed.keras")]
+    for a, b in zip(*(model.variables + model.optimizer.variables for model in models), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+    result = run("distributed.py", "--local-workers", 0, check=False)
+    assert result.returncode == 2
+    assert "--local-workers must be at least 1; received 0" in result.stderr

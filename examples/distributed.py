@@ -1,0 +1,177 @@
+"""Several machines train one sparse network: `tf.distribute.MultiWorkerMirroredStrategy` on TensorFlow.
+
+    python examples/distributed.py --local-workers 2            # to try it: two processes on this machine
+
+On each machine of a cluster, with its own `index` and a `--backup` directory that all of them see:
+
+    TF_CONFIG='{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}' \\
+        python examples/distributed.py --backup DIR
+
+Without either, one process trains alone, to the same weights and zeros: each worker takes its share of each batch,
+gradients are summed over the workers, and normalisation layers take their statistics from all of them. When a worker
+dies, start all of them again with the same command: they go on from the last whole epoch.
+
+Keras' `fit` does not run under this strategy (keras-team/keras issue 20585), so the loop is spelled out; it calls
+callbacks as `fit` does. Several devices of one machine need only `tf.distribute.MirroredStrategy` and `fit`, and on JAX
+`keras.distribution.set_distribution` and `fit`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ["KERAS_BACKEND"] = "tensorflow"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="digits", choices=("digits", "mnist", "fashion_mnist"))
+    parser.add_argument("--data-dir", help="prepared tensorflow-datasets directory; default: download to the usual one")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, default=64, help="images of one step, of all workers together")
+    parser.add_argument("--sparsity", type=float, default=0.9, help="wanted σ of the kernels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backup", type=pathlib.Path, help="directory to go on from when started again")
+    parser.add_argument("--output", type=pathlib.Path, help=".keras file to save the trained model to")
+    parser.add_argument("--local-workers", type=int, help="start that many workers on this machine")
+    arguments = parser.parse_args()
+    workers = arguments.local_workers
+    if workers is not None:
+        if workers < 1:
+            parser.error(f"--local-workers must be at least 1; received {workers}")
+        start_local_workers(workers)
+        return
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}"))
+    workers = len(cluster["cluster"]["worker"]) if cluster else 1
+    if arguments.batch_size % workers:
+        parser.error(f"--batch-size must be a multiple of the {workers} workers; received {arguments.batch_size}")
+    train(arguments, cluster["task"]["index"] if cluster else 0, workers)
+
+
+def start_local_workers(workers):
+    """Start this command once for each worker, on free ports of the loopback interface, and wait for them."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(workers)]
+    addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in sockets]
+    for server in sockets:
+        server.close()
+    at = sys.argv.index("--local-workers") if "--local-workers" in sys.argv else None
+    command = [argument for argument in sys.argv if not argument.startswith("--local-workers=")]
+    if at is not None:
+        del command[at : at + 2]
+    processes = []
+    for index in range(workers):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
+        processes.append(subprocess.Popen([sys.executable, *command], env=environment))
+    try:
+        while None in (codes := [process.poll() for process in processes]) and not any(codes):
+            time.sleep(0.1)
+        if any(codes):
+            sys.exit("A worker died; start again with the same --backup to go on from the last whole epoch.")
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def train(arguments, worker, workers):
+    import tensorflow as tf
+
+    # Before anything else of TensorFlow: it connects the workers.
+    strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else tf.distribute.get_strategy()
+
+    import keras
+    import numpy as np
+
+    import keras_rda
+
+    keras.utils.set_random_seed(arguments.seed)  # the same first weights on each worker
+    if arguments.dataset == "digits":
+        sets, white = keras_rda.datasets.load_digits(), 16
+    else:
+        sets, white = keras_rda.datasets.load(arguments.dataset, arguments.data_dir), 255
+    (x_train, y_train), (x_test, y_test) = sets
+    x_train, x_test = (x.astype("float32") / white for x in (x_train, x_test))
+    steps = len(x_train) // arguments.batch_size
+
+    with strategy.scope():
+        model = network(x_train.shape[1:])
+        rate = keras.optimizers.schedules.CosineDecay(1.0, arguments.epochs * steps)
+        optimizer = keras_rda.XRDA(rate, weight_decay=1e-4)
+        model.compile(optimizer)  # for the callbacks, which ask the model for its optimizer
+        optimizer.build(model.trainable_variables)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+
+    def replica_step(x, y):
+        with tf.GradientTape() as tape:
+            loss = cross_entropy(y, model(x, training=True)) / arguments.batch_size  # the mean over all workers
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return loss
+
+    @tf.function
+    def step(x, y):
+        return strategy.reduce("SUM", strategy.run(replica_step, (x, y)), axis=None)
+
+    callbacks = [keras_rda.TargetSparsity(arguments.sparsity, interval=4)]
+    own = tempfile.TemporaryDirectory()
+    if arguments.backup:
+        # One worker writes the backup that all of them go on from; the others keep a copy.
+        folder = arguments.backup
+        if worker:
+            folder = pathlib.Path(own.name) / "backup"
+            if arguments.backup.exists():
+                shutil.copytree(arguments.backup, folder)
+        callbacks.append(keras.callbacks.BackupAndRestore(folder))
+    callbacks = keras.callbacks.CallbackList(callbacks, model=model, epochs=arguments.epochs, steps=steps)
+    callbacks.on_train_begin()
+    share = arguments.batch_size // workers
+    for epoch in range(int(optimizer.iterations.numpy()) // steps, arguments.epochs):
+        callbacks.on_epoch_begin(epoch)
+        order = np.random.default_rng((arguments.seed, epoch)).permutation(len(x_train))
+        losses = []
+        for batch in range(steps):
+            callbacks.on_train_batch_begin(batch)
+            first = batch * arguments.batch_size + worker * share
+            rows = order[first : first + share]
+            losses.append(step(tf.constant(x_train[rows]), tf.constant(y_train[rows])))
+            callbacks.on_train_batch_end(batch)
+        callbacks.on_epoch_end(epoch)
+        if not worker:
+            print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, σ {keras_rda.sparsity(model):.4f}", flush=True)
+    callbacks.on_train_end()
+    own.cleanup()
+    if not worker:
+        logits = np.concatenate([model(x, training=False) for x in np.array_split(x_test, 10)])
+        top1 = np.mean(np.argmax(logits, -1) == y_test)
+        sigma = keras_rda.sparsity(model, kernels_only=True)
+        print(f"{workers} of {workers} workers: top-1 {100 * top1:.2f} %, σ of the kernels {sigma:.4f}")
+        if arguments.output:
+            unfinished = arguments.output.with_suffix(".part.keras")
+            model.save(unfinished)
+            unfinished.replace(arguments.output)
+
+
+def network(input_shape):
+    import keras
+
+    layers = keras.layers
+    model = [layers.Input(input_shape)]
+    for filters in (32, 64):
+        model += [
+            layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False),
+            layers.BatchNormalization(momentum=0.9, synchronized=True),
+            layers.ReLU(),
+        ]
+    return keras.Sequential([*model, layers.GlobalAveragePooling2D(), layers.Dense(10)])
+
+
+if __name__ == "__main__":
+    main()
