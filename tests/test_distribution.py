@@ -88,7 +88,7 @@ def weights_by_device(variable):
 
 
 def main(output, names):
-    """Train with the optimizers `names` in all ways; save `{way}/{name}/{number}`, a variable, and what tests ask for."""
+    """Train with the optimizers `names` in all ways; save variables as `{way}/{name}/{number}`, and more."""
     if BACKEND == "tensorflow":
         import tensorflow as tf
 

@@ -219,7 +219,8 @@ def test_distributed(tmp_path):
 
     alone = train("--output", tmp_path / "alone.keras")
     together = train("--output", tmp_path / "together.keras", "--local-workers", 2)
-    assert alone[-1].startswith("1 of 1 workers") and together[-1].startswith("2 of 2 workers")
+    assert alone[-1].startswith("1 of 1 workers")
+    assert together[-1].startswith("2 of 2 workers")
     ours, theirs = (re.findall(r"([\d.]+)(?: %|$)", lines[-1]) for lines in (together, alone))
     assert float(ours[0]) == pytest.approx(float(theirs[0]), abs=1.0)  # top-1, of 360 images
     assert float(ours[1]) == pytest.approx(float(theirs[1]), abs=0.001)
