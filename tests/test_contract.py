@@ -218,18 +218,26 @@ def test_ema_overwriting_is_refused(make_optimizer):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.every)])
-def test_low_precision_variables_have_float32_sums(make_optimizer, dtype):
-    """400 small gradients: a sum in bfloat16 would stop growing at -2.5."""
-    optimizer = make_optimizer()
-    w_1 = np.ones((2, 2)) * (not isinstance(optimizer, keras_rda.RDA))
-    gradient = np.full((2, 2), -0.01, "float32")
+def test_low_precision_variables_move_as_float32_ones(make_optimizer, dtype):
+    """600 small gradients: a sum in bfloat16 would stop growing at −2.5, and weights step by step near 1 not move."""
+    optimizer = make_optimizer(learning_rate=0.01)
+    w_1 = np.linspace(-1, 1, 4).reshape(2, 2) * (not isinstance(optimizer, keras_rda.RDA))
     (low,), (high,) = variables(w_1, dtype=dtype), variables(w_1)
-    *_, ours = compiled_steps(optimizer, low, [gradient.astype(ops.convert_to_numpy(low).dtype)] * 400)
-    *_, theirs = compiled_steps(make_optimizer(), high, [gradient] * 400)
+    gradient = np.asarray(ops.cast(np.full((2, 2), -0.01), dtype))
+    *_, ours = compiled_steps(optimizer, low, [gradient] * 600)
+    *_, theirs = compiled_steps(make_optimizer(learning_rate=0.01), high, [gradient.astype("float32")] * 600)
     assert all(v.dtype == "float32" for v in optimizer.variables if tuple(v.shape) == (2, 2))
     assert ours.dtype == ops.convert_to_numpy(low).dtype
-    if isinstance(optimizer, (keras_rda.SDA, keras_rda.RDA, keras_rda.MRDA)):  # the others step from rounded weights
-        assert_close([ours.astype("float32")], [theirs], rtol=0.01, atol=0.01)
+    assert_close([ours.astype("float32")], [theirs], rtol=0.01, atol=0.01)
+
+
+def test_low_precision_weights_set_from_outside_are_where_the_next_step_starts():
+    (low,) = variables(KERNEL, dtype="bfloat16")
+    optimizer = keras_rda.ProxSGD(0.1, penalty=0.0, exponent=0.0)
+    run(optimizer, [low], [[np.ones(KERNEL.shape, "float32")]])
+    low.assign(ops.full(KERNEL.shape, 2.0))
+    run(optimizer, [low], [[np.ones(KERNEL.shape, "float32")]])
+    assert_close([values([low])[0].astype("float32")], [np.full(KERNEL.shape, 1.9)], rtol=0.005)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])

@@ -29,6 +29,7 @@ class DualAveraging(PenalizedOptimizer):
     """
 
     strength_in_state = False
+    starts_from_weights = False
 
     def __init__(self, learning_rate, penalty, center, exponent, **kwargs):
         super().__init__(learning_rate, penalty, **kwargs)

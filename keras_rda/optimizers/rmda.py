@@ -42,6 +42,8 @@ class RMDA(DualAveraging):
     Reduction, ICLR 2022, Algorithm 1.
     """
 
+    starts_from_weights = True
+
     def __init__(self, learning_rate=0.1, penalty=1e-6, averaging=0.1, restarts=None, **kwargs):
         super().__init__(learning_rate, penalties.get(penalty), "initial", 0.5, **kwargs)
         if isinstance(averaging, bool) or not isinstance(averaging, numbers.Real) or not 0 < averaging <= 1:
