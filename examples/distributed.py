@@ -2,10 +2,10 @@
 
     python examples/distributed.py --local-workers 2            # to try it: two processes on this machine
 
-On each machine of a cluster, with its own `index` and a `--backup` directory that all of them see:
+On each machine of a cluster, with its own `index` and a `--backup` file that all of them see:
 
     TF_CONFIG='{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}' \\
-        python examples/distributed.py --backup DIR
+        python examples/distributed.py --backup DIR/run.npz
 
 Without either, one process trains alone, to the same weights and zeros: each worker takes its share of each batch,
 gradients are summed over the workers, and normalisation layers take their statistics from all of them. When a worker
@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=64, help="images of one step, of all workers together")
     parser.add_argument("--sparsity", type=float, default=0.9, help="wanted σ of the kernels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backup", type=pathlib.Path, help="directory to go on from when started again")
+    parser.add_argument("--backup", type=pathlib.Path, help=".npz file to go on from when started again")
     parser.add_argument("--output", type=pathlib.Path, help=".keras file to save the trained model to")
     parser.add_argument("--local-workers", type=int, help="start that many workers on this machine")
     arguments = parser.parse_args()
@@ -124,12 +124,12 @@ def train(arguments, worker, workers):
     own = tempfile.TemporaryDirectory()
     if arguments.backup:
         # One worker writes the backup that all of them go on from; the others keep a copy.
-        folder = arguments.backup
+        file = arguments.backup
         if worker:
-            folder = pathlib.Path(own.name) / "backup"
+            file = pathlib.Path(own.name) / "backup.npz"
             if arguments.backup.exists():
-                shutil.copytree(arguments.backup, folder)
-        callbacks.append(keras.callbacks.BackupAndRestore(folder))
+                shutil.copy(arguments.backup, file)
+        callbacks.append(keras_rda.Backup(file))
     callbacks = keras.callbacks.CallbackList(callbacks, model=model, epochs=arguments.epochs, steps=steps)
     callbacks.on_train_begin()
     share = arguments.batch_size // workers

@@ -1,7 +1,7 @@
 """Train sparse networks with regularised dual averaging in Keras 3, and export the zeros as smaller LiteRT files."""
 
 from keras_rda import datasets, litert, models, optimizers
-from keras_rda.callbacks import SparsityLogger, TargetSparsity
+from keras_rda.callbacks import Backup, SparsityLogger, TargetSparsity
 from keras_rda.compression import CompressionReport, compress
 from keras_rda.constraints import freeze_zeros
 from keras_rda.litert import ExportError, ExportReport, export
@@ -19,6 +19,7 @@ __all__ = [
     "RMDA",
     "SDA",
     "XRDA",
+    "Backup",
     "CompressionReport",
     "ExportError",
     "ExportReport",

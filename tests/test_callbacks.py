@@ -321,3 +321,52 @@ def test_target_needs_the_length_of_training(digits):
     callback.set_params({"epochs": 1, "steps": None})
     with pytest.raises(ValueError, match="so pass steps_per_epoch"):
         callback.on_train_begin()
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a run as a kill would: without `on_train_end`."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("policy", ["float32", "bfloat16", "mixed_float16"])
+def test_backup_goes_on_with_the_same_bits(digits, tmp_path, policy):
+    keras.config.set_dtype_policy(policy)
+
+    def train(*callbacks):
+        keras.utils.set_random_seed(3)
+        model = compiled(small_network(), keras_rda.XRDA(0.1, 1e-3), jit_compile=BACKEND == "jax")
+        history = fit(model, digits, [keras_rda.Backup(tmp_path / "new/run.npz"), *callbacks], epochs=4, shuffle=False)
+        return model, history
+
+    undisturbed, _ = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(Stop())
+    resumed, history = train()
+    assert history.epoch == [2, 3]
+    for a, b in zip(state(resumed), state(undisturbed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not list(tmp_path.glob("new/*"))
+    assert fit(resumed, digits, [], epochs=1).epoch == [0]
+
+
+def test_backup_errors(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"path must end with \.npz; received 'run\.h5'"):
+        keras_rda.Backup("run.h5")
+    unbuilt = compiled(keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10)]), keras_rda.MRDA())
+    unbuilt.built = False
+    backup = keras_rda.Backup(tmp_path / "run.npz")
+    backup.set_model(unbuilt)
+    with pytest.raises(ValueError, match=r"Backup needs a model whose weights exist before fit\(\)"):
+        backup.on_train_begin()
+    with pytest.raises(KeyboardInterrupt):
+        fit(compiled(small_network(), keras_rda.MRDA()), digits, [backup, Stop()], epochs=4)
+    before = (tmp_path / "run.npz").read_bytes()
+    with pytest.raises(ValueError, match=r"of another run: \d+ variables and MRDA, where this has \d+ and SDA"):
+        fit(compiled(small_network(), keras_rda.SDA()), digits, [backup])
+    for spoilt in (b"", b"PK", before[: len(before) // 2]):
+        (tmp_path / "run.npz").write_bytes(spoilt)
+        with pytest.raises(ValueError, match=r"run\.npz is no backup: .* Delete it to train from the start"):
+            fit(compiled(small_network(), keras_rda.MRDA()), digits, [backup])

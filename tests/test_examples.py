@@ -227,7 +227,7 @@ def test_distributed(tmp_path):
     assert float(ours[1]) == pytest.approx(0.9, abs=0.005)
 
     # A worker of two is killed in the third epoch; started again, they end with the bits of those that were not.
-    killed = ("--output", tmp_path / "killed.keras", "--backup", tmp_path / "backup")
+    killed = ("--output", tmp_path / "killed.keras", "--backup", tmp_path / "backup.npz")
     command = [sys.executable, EXAMPLES / "distributed.py", "--epochs", "5", *killed, "--local-workers", "2"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as launcher:
         next(line for line in launcher.stdout if line.startswith("epoch 2"))

@@ -24,7 +24,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
       which the variable got no gradient; then it does not move.
     - **Non-finite gradients**: a NaN or infinite entry counts as zero, so it cannot poison a sum. A variable takes its
       first step with its first gradient that is finite throughout.
-    - **Precision**: steps are computed, and slots kept, in float32 whatever the dtype of the variable. Where steps start
+    - **Precision**: steps are computed, and slots kept, in float32 whatever the dtype of a variable. Where steps start
       from the weights, variables of less precision have a slot `weights` with all their digits: small steps would be
       rounded away.
     - **`weight_decay` ρ** enters as `g + ρ·w`. Keras' decoupled form edits `w` before the step, which a step that

@@ -1,0 +1,92 @@
+"""Going on after a kill."""
+
+import os
+import pathlib
+
+import keras
+import numpy as np
+
+from keras_rda.optimizers.base import inner_optimizer
+
+
+class Backup(keras.callbacks.Callback):
+    """Lets a run that was killed, at whatever moment, go on from its last whole epoch and end with the same bits.
+
+    After each epoch all variables of model and optimizer go into one file, which is written beside and renamed: at any
+    moment `path` holds a whole backup or nothing. (`keras.callbacks.BackupAndRestore` overwrites two files in place; a
+    kill between them continues the wrong epoch, and HDF5 takes the process with it when the disk is full.) `fit` starts
+    from the backup if there is one, and removes it when training ends.
+
+    The same bits need the same batches in each epoch, whatever epoch a process starts with: `shuffle=False`, or a
+    `PyDataset` that draws its order from the epoch's number.
+
+    Args:
+        path: A file name that ends with `.npz`. Its directory is made if need be.
+
+    Raises:
+        ValueError: `path` ends otherwise; when training begins, the model is not built, or the file is no backup of
+            such a model with such an optimizer.
+        OSError: there is no room, or no right, to write beside `path`; the backup of the epoch before is kept.
+
+    Example:
+
+    >>> model.fit(x, y, epochs=120, shuffle=False, callbacks=[keras_rda.Backup("run.npz")])
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = pathlib.Path(path)
+        if self.path.suffix != ".npz":
+            raise ValueError(f"Backup: path must end with .npz; received {str(path)!r}.")
+
+    def on_train_begin(self, logs=None):
+        if not self.model.built:
+            raise ValueError(
+                f"Backup needs a model whose weights exist before fit(): build {self.model.name!r}, or call it once."
+            )
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            self.model._initial_epoch = self._restore()  # as Keras' own callback tells fit where to start
+
+    def on_epoch_end(self, epoch, logs=None):
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
+        unfinished = self.path.with_name(f"{self.path.name}.part")
+        with unfinished.open("wb") as file:
+            # As bytes: NumPy's files have no bfloat16.
+            np.savez(file, *[np.frombuffer(a.tobytes(), "uint8") for a in arrays], epoch=epoch + 1, kind=self._kind())
+            file.flush()
+            os.fsync(file.fileno())  # so that the rename does not reach the disk before the contents
+        os.replace(unfinished, self.path)
+
+    def on_train_end(self, logs=None):
+        self.path.unlink(missing_ok=True)
+        self.model._initial_epoch = None  # a second fit starts with its own first epoch
+
+    def _variables(self):
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def _kind(self):
+        """What a backup has to fit: the optimizer's class, and shape and precision of all variables."""
+        variables = [f"{tuple(v.shape)} {keras.backend.standardize_dtype(v.dtype)}" for v in self._variables()]
+        return "\n".join([type(inner_optimizer(self.model)).__name__, *variables])
+
+    def _restore(self):
+        try:
+            # Opened here: np.load leaves a file that it cannot read open.
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            epoch, kind = int(arrays.pop("epoch")), str(arrays.pop("kind"))
+        except Exception as error:
+            raise ValueError(f"{self.path} is no backup: {error}. Delete it to train from the start.") from error
+        if kind != self._kind():
+            ours, theirs = self._kind().split("\n"), kind.split("\n")
+            raise ValueError(
+                f"{self.path} is the backup of another run: {len(theirs) - 1} variables and {theirs[0]}, where this "
+                f"has {len(ours) - 1} and {ours[0]}, or of other shapes. Choose another path, or delete it."
+            )
+        for number, variable in enumerate(self._variables()):
+            dtype = keras.ops.convert_to_numpy(variable).dtype
+            variable.assign(np.frombuffer(arrays[f"arr_{number}"].tobytes(), dtype).reshape(variable.shape))
+        return epoch
