@@ -136,14 +136,14 @@ def test_accuracy(tmp_path):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
 def test_structured(tmp_path):
     results = tmp_path / "results.jsonl"
-    arguments = ("--task", "digits", "--seed", 0, "--epochs", 24, "--results", results, "--output", tmp_path)
+    arguments = ("--task", "digits", "--seed", 0, "--epochs", 48, "--results", results, "--output", tmp_path)
     output = run("benchmarks/structured.py", *arguments).stdout
-    assert re.search(r"│ recipe_channels │ +[\d.]+ │", output)
+    assert re.search(r"│ channels │ +[\d.]+ │", output)
     lines = {line["method"]: line for line in map(json.loads, results.read_text().splitlines())}
-    assert list(lines) == ["dense", "recipe", "recipe_channels"]
+    assert list(lines) == ["dense", "recipe", "channels"]
     assert lines["recipe"]["sigma"] == pytest.approx(0.95, abs=0.005)
-    assert lines["recipe_channels"]["parameters"] < 0.5 * lines["dense"]["parameters"]
-    assert lines["recipe_channels"]["milliseconds"] < lines["dense"]["milliseconds"]
+    assert lines["channels"]["parameters"] < 0.5 * lines["dense"]["parameters"]
+    assert lines["channels"]["milliseconds"] < lines["dense"]["milliseconds"]
     for line in lines.values():
         assert line["top1"] > 0.8
         assert line["bytes"] in {file.stat().st_size for file in tmp_path.glob("*.tflite")}

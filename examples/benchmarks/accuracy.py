@@ -6,7 +6,8 @@
 
 Every method has the same network, order of the data, augmentation, epochs and seeds. One run is one line of the results
 file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
-`fine_tuning` makes the dense model sparse in a quarter of the epochs more.
+`fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero in
+0.4 of the epochs more, removes them, and trains what is left for as many epochs again.
 """
 
 import argparse
@@ -32,18 +33,19 @@ FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results"
 FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zeros; as many more for `fine_tuning`
 FINE_TUNING_RATE = 0.3
+CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
 L1_IN_THE_LOSS = 1e-4
 
 
-def sgd(task, steps):
+def sgd(task, steps, factor=1.0):
     import keras
 
-    rate = keras.optimizers.schedules.CosineDecay(task.learning_rate, steps)
+    rate = keras.optimizers.schedules.CosineDecay(factor * task.learning_rate, steps)
     return keras.optimizers.SGD(rate, momentum=data.MOMENTUM, weight_decay=task.decoupled_weight_decay)
 
 
 def optimizer_for(method, task, steps, model):
-    """The optimizer of a method that is one `fit`; `fine_tuning` starts from trained weights."""
+    """The optimizer of a method that is one `fit`; `fine_tuning` and `channels` start from trained weights."""
     import keras
 
     import keras_rda
@@ -56,8 +58,8 @@ def optimizer_for(method, task, steps, model):
     makers = {
         "dense": lambda: sgd(task, steps),
         "recipe": lambda: recipe(1.0),
-        "recipe_channels": lambda: recipe(1.0, keras_rda.GroupL1(1e-6, layout=model)),
         "fine_tuning": lambda: recipe(FINE_TUNING_RATE),
+        "channels": lambda: recipe(FINE_TUNING_RATE, keras_rda.GroupL1(1e-6, layout=model)),
         "sda": lambda: keras_rda.SDA(1.0),
         "rda": lambda: keras_rda.RDA(1.0),
         "mrda": lambda: keras_rda.MRDA(1.0),
@@ -79,7 +81,7 @@ def optimizer_for(method, task, steps, model):
 
 
 METHODS = (
-    *("dense", "recipe", "tfmot", "l1_threshold", "fine_tuning", "recipe_channels"),
+    *("dense", "recipe", "tfmot", "l1_threshold", "fine_tuning", "channels"),
     *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
 )
 DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
@@ -118,19 +120,22 @@ def train(cell):
     else:
         model = task.network(keras, keras.layers, task.input_shape)
         epochs = cell.epochs
-        if cell.method == "fine_tuning":
+        if more := {"fine_tuning": FINE_TUNING, "channels": CHANNELS}.get(cell.method):
             fit(model, sgd(task, len(batches) * epochs), epochs)  # the very weights of `dense`
-            epochs = max(1, round(FINE_TUNING * epochs))
+            epochs = max(1, round(more * epochs))
         optimizer = optimizer_for(cell.method, task, len(batches) * epochs, model)
         targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity)]
         history = fit(model, optimizer, epochs, callbacks=targets)
+    sigma = keras_rda.sparsity(model, kernels_only=True)
+    if cell.method == "channels":  # σ counts what is removed now
+        model = keras_rda.compress(model)
+        history = fit(model, sgd(task, len(batches) * cell.epochs, 0.5), cell.epochs)
     seconds = time.perf_counter() - start
     if cell.model:
         unfinished = pathlib.Path(cell.model).with_suffix(".part.keras")
         model.save(unfinished)
         unfinished.replace(cell.model)
     top1 = data.top1(model.predict(np.asarray(x_test), batch_size=1000, verbose=0), y_test)
-    sigma = keras_rda.sparsity(model, kernels_only=True)
     versions = {"keras": keras.version(), "keras_rda": keras_rda.__version__}
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf

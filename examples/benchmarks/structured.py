@@ -3,9 +3,9 @@
     python examples/benchmarks/structured.py --data-dir DIR
     python examples/benchmarks/structured.py --task digits --seed 0      # to try it
 
-Trains a plain convolutional network dense, with the recipe (scattered zeros), and with the recipe on groups (`GroupL1`:
-whole input channels), as accuracy.py does; then `compress`, `export`, and the latency of the files in turns. Trained
-models are kept in `--output`, so a run that was killed goes on.
+Trains a plain convolutional network dense, with the recipe (scattered zeros), and by `channels` (`GroupL1`: whole input
+channels; see accuracy.py); then `compress`, `export`, and the latency of the files in turns. Trained models are kept in
+`--output`, so a run that was killed goes on.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from rich.table import Table
 
 import keras_rda
 
-ROUTES = {"dense": 0.0, "recipe": 0.95, "recipe_channels": 0.6}  # wanted σ of the kernels
+ROUTES = {"dense": 0.0, "recipe": 0.95, "channels": 0.6}  # wanted σ of the kernels
 
 
 def main():
