@@ -6,8 +6,8 @@
 
 Every method has the same network, order of the data, augmentation, epochs and seeds. One run is one line of the results
 file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
-`fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero in
-0.4 of the epochs more, removes them, and trains what is left for as many epochs again.
+`fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero
+in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again.
 """
 
 import argparse
