@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import zipfile
@@ -41,6 +42,29 @@ class _Commands(click.Group):
             raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise click.ClickException(verification.one_line(error)) from error
+
+
+def run():
+    """The installed command: `main`, on Linux in a process of its own.
+
+    TensorFlow, HDF5 and LiteRT trust what they read: a file that was damaged, by chance or on purpose, can end the
+    process. Here that is an error like others. (Elsewhere than on Linux, libraries do not bear a fork.)
+    """
+    if sys.platform != "linux":
+        main()
+    child = os.fork()
+    if not child:
+        main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets it too
+    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        print(
+            f"Error: the process that read the file ended with {signal.Signals(-code).name}: the file is damaged, "
+            "needs more memory than there is, or meets a fault of TensorFlow or LiteRT.",
+            file=sys.stderr,
+        )
+    sys.exit(1 if code < 0 else code)
 
 
 @click.group(cls=_Commands)

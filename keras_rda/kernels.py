@@ -1,6 +1,7 @@
 """What a kernel is, and which of its axes number the input channels and the output filters."""
 
 import keras
+import numpy as np
 
 _NOT_KERNELS = frozenset({"bias", "gamma", "beta", "scale", "alpha"})
 
@@ -18,6 +19,16 @@ def is_kernel(variable):
     """
     name = variable_path(variable).split("/")[-1]
     return len(variable.shape) >= 2 and name not in _NOT_KERNELS and "embedding" not in name
+
+
+def check_finite(model):
+    """Raise a `ValueError` that names the weights if any of `model` are NaN or infinite."""
+    for variable in model.weights:
+        if "float" in variable.dtype and not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+            raise ValueError(
+                f"The weights '{variable.path}' are not finite (NaN or infinity): training diverged, or the file is "
+                "damaged."
+            )
 
 
 def guess_axes(path, shape):

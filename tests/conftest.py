@@ -1,6 +1,12 @@
 """Seeds, tiny models and the optimizers under test. Run with KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax."""
 
+import contextlib
 import importlib
+import multiprocessing
+import os
+import signal
+import time
+import warnings
 
 import keras
 import numpy as np
@@ -14,6 +20,7 @@ BACKEND = keras.backend.backend()
 
 # Not the time of one example but its result: the first of a shape compiles. Derandomised, so that CI is repeatable.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile("many", deadline=None, max_examples=2000)
 settings.load_profile("tests")
 
 # Every optimizer with arguments under which a tiny problem ends with zeros (where the method can have zeros).
@@ -32,6 +39,10 @@ OPTIMIZERS = {
     "RMDA": lambda **kwargs: keras_rda.RMDA(**{"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9, **kwargs}),
     "XRDA": lambda **kwargs: keras_rda.XRDA(**{"learning_rate": 0.5, "penalty": 1e-3, **kwargs}),
 }
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz", type=int, default=100, help="damaged files for each reader, and random graphs")
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +162,32 @@ def compiled_steps(optimizer, variable, gradients):
         for gradient in gradients:
             apply(tf.constant(gradient))
             yield values([variable])[0]
+
+
+def in_child(function, *arguments, marker=None, kill_after=None):
+    """Run a function in a forked process, killed so many seconds after `marker` is there; return its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of fork(), but has computed nothing in this process
+        child = os.fork()
+    if not child:
+        status = 1
+        with contextlib.suppress(BaseException):
+            function(*arguments)
+            status = 0
+        os._exit(status)
+    while kill_after is not None:
+        if marker is None or marker.exists():
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)
+            break
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def run():
+    """`in_child` from a process in which nothing was computed, however many tests ran in this one before."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield lambda *arguments, **options: pool.apply(in_child, arguments, options)

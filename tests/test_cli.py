@@ -178,4 +178,4 @@ def test_command_is_installed():
         capture_output=True,
         text=True,
     )
-    assert "keras_rda.cli:main" in result.stdout
+    assert "keras_rda.cli:run" in result.stdout

@@ -195,8 +195,8 @@ def random_model(draw):
     return kill_share(model, draw(st.sampled_from([0.3, 0.6, 1.0])), seed=draw(st.integers(0, 1000)))
 
 
-# JAX compiles every operation of every new shape.
-@settings(max_examples=50 if BACKEND == "tensorflow" else 3)
+# `--hypothesis-profile many` draws 2,000. JAX compiles every operation of every new shape.
+@settings(max_examples=settings.default.max_examples if BACKEND == "tensorflow" else 3)
 @given(data=st.data(), fold=st.booleans())
 def test_random_graphs_keep_their_outputs(data, fold):
     model = random_model(data.draw)
@@ -742,6 +742,11 @@ def test_subclassed_and_other_objects_are_refused():
         keras_rda.compress(Overridden(inputs, layers.Dense(2)(inputs)))
     with pytest.raises(ValueError, match=r"Build it first: put a keras\.Input\(shape\) before its layers"):
         keras_rda.compress(keras.Sequential([layers.Dense(2)]))
+    diverged = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(2, bias_initializer=lambda *a, **k: np.array([0, np.nan]))]
+    )
+    with pytest.raises(ValueError, match=r"'.*bias' are not finite"):
+        keras_rda.compress(diverged)
     with pytest.raises(TypeError, match=r"takes a keras\.Model; received Dense"):
         keras_rda.compress(layers.Dense(2))
 

@@ -1,12 +1,9 @@
 """Killed at random moments, out of room, without rights: nothing is lost, no half file replaces a whole one."""
 
-import contextlib
-import multiprocessing
 import os
 import resource
 import signal
 import time
-import warnings
 
 import keras
 import numpy as np
@@ -19,35 +16,6 @@ from keras_rda import cli
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each needs no imports")
 kills = pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.every)])
 EPOCHS = 40
-
-
-def in_child(function, *arguments, marker=None, kill_after=None):
-    """Run a function in a forked process, killed so many seconds after `marker` is there; return its exit status."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX warns of fork(), but has computed nothing in this process
-        child = os.fork()
-    if not child:
-        status = 1
-        with contextlib.suppress(BaseException):
-            function(*arguments)
-            status = 0
-        os._exit(status)
-    while kill_after is not None:
-        if marker is None or marker.exists():
-            time.sleep(kill_after)
-            os.kill(child, signal.SIGKILL)
-            break
-        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            break
-        time.sleep(0.005)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.fixture(scope="module")
-def run():
-    """`in_child` from a process in which nothing was computed, however many tests ran in this one before."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        yield lambda *arguments, **options: pool.apply(in_child, arguments, options)
 
 
 class Marker(keras.callbacks.Callback):

@@ -7,6 +7,7 @@ import keras
 from keras_rda.compression import graph, layout, rules, surgery
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import make_report
+from keras_rda.kernels import check_finite
 
 
 def is_supported(model):
@@ -37,7 +38,7 @@ def compress(model, fold_batch_norm=False, report=False):
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: `model` has no graph: it is subclassed, or not built.
+        ValueError: `model` has no graph: it is subclassed, or not built; or its weights are not finite.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"compress() takes a keras.Model; received {type(model).__name__}.")
@@ -46,6 +47,7 @@ def compress(model, fold_batch_norm=False, report=False):
             f"compress() needs the graph of a Sequential or Functional model; {type(model).__name__} '{model.name}' "
             f"has none. {graph.advice(model)}"
         )
+    check_finite(model)  # zero times infinity is NaN: channels of zeros could not go
     flat = graph.read(model)
     with warnings.catch_warnings():
         # Layers are made from their configuration in this process, with the user's own functions put back.

@@ -191,7 +191,7 @@ class _Graph:
     def __init__(self, model, subgraph):
         self.model, self.subgraph, self.tensors = model, subgraph, subgraph.tensors
         self.readers = {}
-        for operator in subgraph.operators or []:
+        for operator in subgraph.operators:
             for index in dict.fromkeys(operator.inputs):
                 self.readers.setdefault(int(index), []).append(operator)
         self.replacements = {}
@@ -286,7 +286,7 @@ class _Graph:
 
     def rewrite(self):
         """Put the new operators in place: each before the first that reads its result."""
-        operators = self.subgraph.operators or []
+        operators = self.subgraph.operators
         self.subgraph.operators = [new for old in operators for new in self.replacements.get(id(old), [old])]
 
     def _convolution(self, operator):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_rda import compression, metrics
-from keras_rda.kernels import is_kernel
+from keras_rda.kernels import check_finite, is_kernel
 from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
 from keras_rda.litert.report import Candidate, ExportReport
@@ -279,9 +279,7 @@ def _check_model(model):
             "model under keras.config.set_dtype_policy('float32'), copy the weights with "
             "set_weights(get_weights()), and export that; quantize='float16' makes the file's weights float16."
         )
-    for variable in model.weights:
-        if "float" in variable.dtype and not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
-            raise ValueError(f"The weights '{variable.path}' are not finite (NaN or infinity): training diverged.")
+    check_finite(model)
 
 
 def _layers(model):

@@ -5,6 +5,9 @@ import pathlib
 import struct
 
 import flatbuffers
+import numpy as np
+
+from keras_rda.litert import validity
 
 _IDENTIFIER = b"TFL3"
 
@@ -23,19 +26,22 @@ def read(source):
         source: Its path, or its content as `bytes`.
 
     Returns:
-        A `ModelT`. Its buffers are read-only NumPy views of the content (uint8), not copies.
+        A `ModelT`. Its buffers are read-only NumPy views of the content (uint8), not copies. Shapes, operators and what
+        they read and write are never None, but empty.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the content is not a LiteRT file, is cut off or corrupt, or keeps weights outside the FlatBuffer.
+        ValueError: the content is not a LiteRT file, is cut off or corrupt (`validity` says what is checked), or keeps
+            weights outside the FlatBuffer.
     """
     name = "The content" if isinstance(source, bytes) else f"The file {str(source)!r}"
     content = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
     if content[4:8] != _IDENTIFIER:
         raise ValueError(f"{name} is not a LiteRT model: the identifier 'TFL3' is missing.")
     try:
+        validity.check_extent(schema().Model.GetRootAs(content), len(content))
         model = schema().ModelT.InitFromPackedBuf(content)
-        problem = _problem(model)
+        problem = validity.problem(model, schema())
     # All that the parser raises on offsets that point nowhere.
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{name} is cut off or corrupt.") from error
@@ -43,6 +49,14 @@ def read(source):
         raise ValueError(f"{name} is cut off or corrupt: {problem}.")
     if any(buffer.offset > 1 for buffer in model.buffers):
         raise ValueError(f"{name} keeps weights outside the FlatBuffer (a model of more than 2 GB): not supported.")
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.shape = np.zeros(0, np.int32) if tensor.shape is None else tensor.shape
+        graph.operators = graph.operators or []
+        for node in (graph, *graph.operators):
+            node.inputs, node.outputs = (
+                np.zeros(0, np.int32) if indices is None else indices for indices in (node.inputs, node.outputs)
+            )
     return model
 
 
@@ -98,21 +112,3 @@ class _Builder(flatbuffers.Builder):
         if key not in self._written:
             self._written[key] = super().CreateNumpyVector(x)
         return self._written[key]
-
-
-def _problem(model):
-    """The first index that points outside its list, in words; empty if there is none."""
-    if not model.subgraphs or not model.buffers or not model.operatorCodes:
-        return "it has no subgraph, buffer or operator code"
-    for subgraph in model.subgraphs:
-        tensors = subgraph.tensors or []
-        for tensor in tensors:
-            if not 0 <= tensor.buffer < len(model.buffers):
-                return f"a tensor's buffer {tensor.buffer} does not exist"
-        for operator in subgraph.operators or []:
-            if not 0 <= operator.opcodeIndex < len(model.operatorCodes):
-                return f"an operator's code {operator.opcodeIndex} does not exist"
-            for indices in (operator.inputs, operator.outputs):
-                if indices is not None and any(not -1 <= index < len(tensors) for index in indices):
-                    return "an operator reads or writes a tensor that does not exist"
-    return ""

@@ -282,7 +282,11 @@ def quantization(model):
     """How a `ModelT` is quantised: a key of `QUANTIZED_TOLERANCE`, or None for float32."""
     for entry in model.metadata or []:
         if entry.name == _METADATA:
-            return model.buffers[entry.buffer].data.tobytes().decode()
+            data = model.buffers[entry.buffer].data
+            quantize = "" if data is None else data.tobytes().decode(errors="replace")
+            if quantize not in QUANTIZED_TOLERANCE:
+                raise ValueError(f"The file says that it is quantised as {quantize[:20]!r}: it is corrupt.")
+            return quantize
     types = flatbuffer.schema().TensorType
     found = {
         tensor.type
@@ -301,10 +305,10 @@ def output_steps(model):
         if flatbuffer.operator_name(model, operator) == "DEQUANTIZE":
             sources[operator.outputs[0]] = graph.tensors[operator.inputs[0]]
     steps = {}
-    for output in model.signatureDefs[0].outputs if model.signatureDefs else []:
+    for output in (model.signatureDefs[0].outputs if model.signatureDefs else None) or []:
         source = sources.get(output.tensorIndex)
         if source is not None and source.quantization is not None and source.quantization.scale is not None:
-            steps[output.name.decode()] = float(max(source.quantization.scale))
+            steps[output.name.decode(errors="replace")] = float(max(source.quantization.scale))
     return steps
 
 

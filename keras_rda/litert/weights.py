@@ -73,7 +73,7 @@ def multiply_adds(model):
     work = {}
     for graph in model.subgraphs:
         sources = {}  # result of DENSIFY or DEQUANTIZE → what it is made from
-        for operator in graph.operators or []:
+        for operator in graph.operators:
             kind = flatbuffer.operator_name(model, operator)
             if kind in ("DENSIFY", "DEQUANTIZE"):
                 sources[int(operator.outputs[0])] = int(operator.inputs[0])
@@ -95,7 +95,7 @@ def multiply_adds(model):
 def _readers(model, graph):
     """Tensor → the kind and the outputs of the first operator that reads it."""
     readers = {}
-    for operator in graph.operators or []:
+    for operator in graph.operators:
         for index in operator.inputs:
             readers.setdefault(int(index), (flatbuffer.operator_name(model, operator), operator.outputs))
     return readers

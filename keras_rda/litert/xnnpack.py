@@ -443,7 +443,7 @@ def analyze(model):
     """Analyse a `ModelT`; return its `SparseKernels` and `Graph`."""
     try:
         graph = Graph(model)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"The LiteRT file's operators are damaged: {error!r}.") from error
     runs = [node for node in graph.nodes if node.engaged and node.kind == "CONV_2D"]
     counted = [node for node in graph.nodes if graph.counts(node) and (node.engaged or not runs)]

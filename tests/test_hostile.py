@@ -1,0 +1,326 @@
+"""Damaged files and files made up to harm: an error or a right answer, never a hang, a crash, or a wrong file.
+
+`--fuzz 10000` tries that many of each kind instead of a hundred.
+"""
+
+import collections
+import contextlib
+import io
+import json
+import os
+import signal
+import sys
+import time
+import zipfile
+
+import flatbuffers
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND, small_network
+
+import keras_rda
+from keras_rda import cli
+from keras_rda.litert import flatbuffer, verification, weights, xnnpack
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each needs no imports")
+litert = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
+BATCH = 50  # damaged models that one process reads
+NUMBERS = (0, 1, 2, 3, 127, 255, 2**15, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+def damaged(content, random):
+    """Some bytes, integers or stretches of `content` changed, or an end of it missing."""
+    content = bytearray(content)
+    for _ in range(random.integers(1, 5)):
+        place, kind = int(random.integers(len(content))), random.integers(8)
+        if kind < 2:
+            content[place] = random.integers(256)
+        elif kind < 3:
+            content[place] ^= 1 << random.integers(8)
+        elif kind < 6:  # an offset, a length or an index, where it lies in most formats
+            place = min(place // 4 * 4, max(0, len(content) - 4))
+            near = int.from_bytes(content[place : place + 4], "little") + int(random.integers(-8, 9))
+            number = random.choice([*NUMBERS, len(content), near % 2**32])
+            content[place : place + 4] = int(number).to_bytes(4, "little")
+        elif kind < 7:
+            length, source = int(random.integers(1, 64)), int(random.integers(len(content)))
+            stretch = content[source : source + length]
+            content[place : place + len(stretch)] = stretch
+        elif random.random() < 0.2:
+            del content[max(place, 1) :]
+    return bytes(content)
+
+
+def values_changed(value, random, share):
+    """A copy of a JSON value with some of its parts replaced by others, or gone."""
+    if random.random() < share:
+        others = (None, True, -1, 0, 1, 7, 1e300, float("nan"), "", "relu", "os", "Dense", "__init__", [], [1, -2], {})
+        return others[random.integers(len(others))]
+    if isinstance(value, dict):
+        return {k: values_changed(v, random, share) for k, v in value.items() if random.random() > share / 4}
+    if isinstance(value, list):
+        return [values_changed(v, random, share) for v in value]
+    return value
+
+
+def damaged_model(content, random):
+    """A `.keras` file, damaged as a whole or in one of its members; then the archive itself is whole."""
+    kind = random.integers(4)
+    if kind == 0:
+        return damaged(content, random)
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(result, "w") as new:
+        for name in old.namelist():
+            member = old.read(name)
+            if kind == 1 and name == "config.json":
+                member = json.dumps(values_changed(json.loads(member), random, 10 ** random.uniform(-3, -1))).encode()
+            elif name.endswith({2: "config.json", 3: ".h5"}.get(kind, "/")):
+                member = damaged(member, random)
+            new.writestr(name, member)
+    return result.getvalue()
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+    def stop(number, frame):
+        raise TimeoutError("a hang")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A small trained-looking model, and LiteRT files of it: sparse, int8, dense."""
+    folder = tmp_path_factory.mktemp("files")
+    keras.utils.set_random_seed(0)
+    model = small_network()
+    for layer in (model.layers[0], model.layers[-1]):
+        kernel = keras.ops.convert_to_numpy(layer.kernel)
+        layer.kernel.assign(np.where(np.random.default_rng(0).random(kernel.shape) < 0.9, 0, kernel))
+    model.save(folder / "model.keras")
+    if BACKEND == "tensorflow":
+        data = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 1)).astype("float32")
+        keras_rda.export(model, folder / "sparse.tflite")
+        keras_rda.export(model, folder / "int8.tflite", quantize="int8", representative_data=data)
+        model.export(str(folder / "dense.tflite"), format="litert", verbose=False)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- LiteRT files ----------------------------------------------------------------------------------------------------
+
+
+def look_into(content):
+    """All that the package reads out of a LiteRT file without running it."""
+    model = flatbuffer.read(content)
+    weights.stored(model)
+    xnnpack.analyze(model)
+    verification.quantization(model)
+    verification.output_steps(model)
+
+
+@litert
+def test_damaged_litert_files_are_read_or_refused(files, pytestconfig):
+    names = [name for name in files if name.endswith(".tflite")]
+    found = collections.Counter()
+    for seed in range(10 * pytestconfig.option.fuzz):  # they take some milliseconds
+        content = damaged(files[names[seed % len(names)]], np.random.default_rng(seed))
+        try:
+            with at_most(10):
+                look_into(content)
+            found["read"] += 1
+        except ValueError:
+            found["refused"] += 1
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+    print(dict(found))
+    assert min(found["read"], found["refused"]) > 0.1 * found.total()
+
+
+def test_tables_that_refer_to_the_same_part_over_and_over_are_refused():
+    """Some 300 kB that a parser would make 10¹⁰ tensors of, each with a name of 100 kB."""
+    schema = flatbuffer.schema()
+
+    def many(start, part, count):
+        start(builder, count)
+        for _ in range(count):
+            builder.PrependUOffsetTRelative(part)
+        return builder.EndVector()
+
+    for names, count in ((b"n" * 100_000, 2_000), (b"n", 50_000)):
+        builder = flatbuffers.Builder()
+        name = builder.CreateString(names)
+        schema.TensorStart(builder)
+        schema.TensorAddName(builder, name)
+        tensor = schema.TensorEnd(builder)
+        tensors = many(schema.SubGraphStartTensorsVector, tensor, count)
+        schema.SubGraphStart(builder)
+        schema.SubGraphAddTensors(builder, tensors)
+        graph = schema.SubGraphEnd(builder)
+        graphs = many(schema.ModelStartSubgraphsVector, graph, count)
+        schema.ModelStart(builder)
+        schema.ModelAddSubgraphs(builder, graphs)
+        builder.Finish(schema.ModelEnd(builder), b"TFL3")
+        with at_most(10), pytest.raises(ValueError, match="cut off or corrupt"):
+            flatbuffer.read(bytes(builder.Output()))
+
+
+def commands(folder, jobs, report):
+    """Run the installed command for each job (arguments, contents of files); write how each ended."""
+    os.chdir(folder)
+    with report.open("a") as lines:
+        for number, (arguments, contents) in jobs:
+            for name, content in contents.items():
+                (folder / name).write_bytes(content)
+            start = time.monotonic()
+            child = os.fork()
+            if not child:
+                output = os.open(folder / "output", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                sys.argv = ["keras-rda", *arguments]
+                signal.alarm(120)
+                try:
+                    cli.run()
+                except SystemExit as end:
+                    sys.stdout.flush()
+                    os._exit(end.code or 0)
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            said = (folder / "output").read_text(errors="replace").splitlines()
+            errors = [line for line in said if line.startswith("Error: ")]
+            lines.write(json.dumps([number, code, errors or said[-1:], time.monotonic() - start]) + "\n")
+            lines.flush()
+
+
+@litert
+@pytest.mark.parametrize("command", ["inspect FILE", "benchmark FILE --seconds 0.001", "verify model.keras FILE"])
+def test_commands_survive_damaged_litert_files(run, files, tmp_path, pytestconfig, command):
+    names = [name for name in files if name.endswith(".tflite")]
+    (tmp_path / "model.keras").write_bytes(files["model.keras"])
+    jobs = []
+    for seed in range(pytestconfig.option.fuzz // 5):
+        content = damaged(files[names[seed % len(names)]], np.random.default_rng(seed))
+        jobs.append((seed, (command.replace("FILE", "damaged.tflite").split(), {"damaged.tflite": content})))
+    report = tmp_path / "report"
+    assert run(commands, tmp_path, jobs, report) == 0
+    assert_survived(report, len(jobs))
+
+
+def assert_survived(report, count):
+    """Every command ended by itself, in time, with its output or with one line of error."""
+    ends = [json.loads(line) for line in report.read_text().splitlines()]
+    assert len(ends) == count
+    for seed, code, said, seconds in ends:
+        assert code in (0, 1), f"seed {seed}: {code}, {said}"
+        assert not code or [line[:7] for line in said] == ["Error: "], f"seed {seed}: {said}"
+        assert seconds < 100, f"seed {seed}: {seconds} s"
+    crashed = collections.Counter(said.split()[8] for _, _, (said,), _ in ends if said.startswith("Error: the process"))
+    print(f"{count} commands: {sum(not code for _, code, *_ in ends)} did, {dict(crashed)} inside, the others refused")
+
+
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def crashing_command(output):
+    os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 2)
+    cli.main = crash
+    cli.run()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the command runs in a process of its own on Linux only")
+def test_command_survives_a_crash(run, tmp_path):
+    assert run(crashing_command, tmp_path / "said") == 1
+    (line,) = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("Error")]
+    assert "ended with SIGSEGV" in line
+
+
+@litert
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda level: level.arrayIndices.values.__setitem__(0, 200), "indices of a sparse tensor point outside"),
+        (lambda level: level.arraySegments.values.__setitem__(1, 250), "indices of a sparse tensor point outside"),
+        (lambda level: level.arraySegments.values.__setitem__(0, 1), "indices of a sparse tensor point outside"),
+        (lambda level: setattr(level, "arrayIndices", None), "indices of a sparse tensor point outside"),
+        (lambda level: setattr(level, "format", 7), "indices of a sparse tensor point outside"),
+    ],
+)
+def test_sparse_tensors_whose_indices_point_outside_are_refused(files, change, problem):
+    """LiteRT trusts them: it would write outside its memory."""
+    model = flatbuffer.read(files["sparse.tflite"])
+    levels = [
+        level
+        for tensor in model.subgraphs[0].tensors
+        if tensor.sparsity is not None
+        for level in tensor.sparsity.dimMetadata
+        if level.arraySegments is not None
+    ]
+    for vector in (levels[0].arraySegments, levels[0].arrayIndices):
+        vector.values = vector.values.copy()
+    flatbuffer.read(flatbuffer.pack(model))
+    change(levels[0])
+    with pytest.raises(ValueError, match=problem):
+        flatbuffer.read(flatbuffer.pack(model))
+
+
+# --- Keras models ----------------------------------------------------------------------------------------------------
+
+
+def compress_all(folder, jobs, report):
+    """Load and compress each model; write "refused", or how far the outputs of the smaller model are off."""
+    (folder / "ran").unlink(missing_ok=True)
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)).astype("float32")
+    with report.open("a") as lines:
+        for seed, content in jobs:
+            lines.write(f"[{seed}, ")
+            lines.flush()
+            (folder / "damaged.keras").write_bytes(content)
+            try:
+                model = cli._load(folder / "damaged.keras")
+                smaller = keras_rda.compress(model)
+            except (ValueError, TypeError, RuntimeError, OSError) as error:
+                result = ["refused", type(error).__name__, str(error)[:200]]
+            except Exception as error:
+                result = ["raised", type(error).__name__, str(error)[:500]]
+            else:
+                try:
+                    ours = np.concatenate([np.ravel(y) for y in keras.tree.flatten(model(x, training=False))])
+                except Exception as error:  # a damaged model that does not compute
+                    result = ["computes nothing", type(error).__name__, str(error)[:200]]
+                else:
+                    theirs = np.concatenate([np.ravel(y) for y in keras.tree.flatten(smaller(x, training=False))])
+                    same = np.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True)
+                    result = ["equal" if same else "wrong", "", ""]
+            lines.write(json.dumps(result) + "]\n")
+            lines.flush()
+
+
+def test_damaged_models_are_compressed_right_or_refused(run, files, tmp_path, pytestconfig):
+    found = collections.Counter()
+    jobs = [
+        (seed, damaged_model(files["model.keras"], np.random.default_rng(seed)))
+        for seed in range(pytestconfig.option.fuzz)
+    ]
+    report = tmp_path / "report"
+    while jobs:
+        report.unlink(missing_ok=True)
+        status = run(compress_all, tmp_path, jobs[:BATCH], report)
+        *lines, last = [*report.read_text().split("\n")]
+        for line in lines:
+            seed, (outcome, kind, text) = json.loads(line)
+            assert outcome not in ("wrong", "raised"), f"seed {seed}: {outcome} {kind} {text}"
+            found[outcome] += 1
+        if status:  # a library crashed, which the command line survives
+            found[f"crashed, {status}"] += 1
+            print(f"seed {last[1:-2]} crashed")
+        jobs = jobs[len(lines) + bool(status) :]
+    print(dict(found))
+    assert found["refused"] > 0
+    assert found["equal"] > 0
