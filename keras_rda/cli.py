@@ -185,11 +185,13 @@ def _load(path):
 
 
 def _arrays(path):
-    try:
-        data = np.load(path, allow_pickle=False)
-        return data if isinstance(data, np.ndarray) else dict(data)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"'{path}' is no '.npy' or '.npz' file of numbers (numpy.save, numpy.savez).") from error
+    with path.open("rb") as file:  # np.load leaves a file that it cannot read open
+        try:
+            data = np.load(file, allow_pickle=False)
+            return data if isinstance(data, np.ndarray) else dict(data)
+        except Exception as error:  # of NumPy, zipfile, zlib, tokenize, …
+            message = f"'{path}' is no '.npy' or '.npz' file of numbers (numpy.save, numpy.savez), or is damaged."
+            raise ValueError(message) from error
 
 
 def _check_folder(path):

@@ -324,3 +324,26 @@ def test_damaged_models_are_compressed_right_or_refused(run, files, tmp_path, py
     print(dict(found))
     assert found["refused"] > 0
     assert found["equal"] > 0
+
+
+# --- arrays ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "compressed.npz"])
+def test_damaged_arrays_are_read_or_refused(tmp_path, pytestconfig, suffix):
+    array = np.random.default_rng(0).uniform(size=(20, 8)).astype("float32")
+    original, path = io.BytesIO(), tmp_path / f"damaged.{suffix}"
+    {"npy": np.save, "npz": np.savez, "compressed.npz": np.savez_compressed}[suffix](original, array)
+    found = collections.Counter()
+    for seed in range(pytestconfig.option.fuzz):
+        path.write_bytes(damaged(original.getvalue(), np.random.default_rng(seed)))
+        try:
+            with at_most(10):
+                cli._arrays(path)
+            found["read"] += 1
+        except ValueError:
+            found["refused"] += 1
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+    print(dict(found))
+    assert found["refused"] > 0
