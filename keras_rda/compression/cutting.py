@@ -455,5 +455,6 @@ def _is_rewritten(layer):
 
 
 def _is_depthwise(layer):
-    """Whether a convolution has one input channel a group."""
-    return getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
+    """Whether a convolution has one input and one output channel a group."""
+    groups = getattr(layer, "groups", 1)
+    return groups > 1 and layer.kernel.shape[-2:] == (1, groups)
