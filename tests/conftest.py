@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import pathlib
 import signal
 import time
 import warnings
@@ -42,7 +43,24 @@ OPTIMIZERS = {
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz", type=int, default=100, help="damaged files for each reader, and random graphs")
+    parser.addoption("--fuzz", type=int, default=100, help="damaged files for each reader")
+    parser.addoption("--contract", type=pathlib.Path, help="file for the table of test_combinations.py, as Markdown")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Write the contract's table: a row a cell of optimizer × mode × precision, a column a feature."""
+    if config.option.contract is None:
+        return
+    table = {}
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            for _, (optimizer, feature, precision, mode) in report.user_properties:
+                reason = report.longrepr[2] if outcome == "skipped" else outcome
+                table.setdefault((optimizer, mode, precision), {})[feature] = reason
+    features = list(dict.fromkeys(feature for row in table.values() for feature in row))
+    lines = [["optimizer", "mode", "precision", *features], ["---"] * (3 + len(features))]
+    lines += [[*place, *(row.get(feature, "not run") for feature in features)] for place, row in table.items()]
+    config.option.contract.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
 @pytest.fixture(autouse=True)

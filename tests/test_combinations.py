@@ -104,7 +104,12 @@ CELLS = [
 
 @pytest.mark.parametrize(("name", "feature", "precision", "compiled"), CELLS)
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
-def test_cell(name, feature, precision, compiled):
+def test_cell(name, feature, precision, compiled, record_property):
+    record_property("cell", [name, feature, precision, "compiled" if compiled else "eager"])
+    if feature == "missing gradient" and BACKEND == "jax":
+        pytest.skip("fit on JAX hands zeros to the optimizer; test_contract.py passes None")
+    if feature == "MultiOptimizer" and not hasattr(keras.optimizers, "MultiOptimizer"):
+        pytest.skip("this Keras has no MultiOptimizer yet")
     model, ours, before, after = fit(OPTIMIZERS[name], feature, precision, compiled)
     promise(feature, model, ours, before, after)
     for ours, theirs in zip(after, eager_float32(name, feature), strict=True):
