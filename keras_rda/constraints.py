@@ -21,9 +21,8 @@ class ZeroPattern(keras.constraints.Constraint):
         return ops.where(self._survives, w, ops.zeros_like(w))
 
 
-def freeze_zeros(model):
-    """Keep every weight of a kernel that is exactly zero now at zero, whatever optimizer trains the model from here
-    (without `use_ema`).
+def freeze_zeros(model: keras.Model) -> None:
+    """Keep the zeros of a model's kernels, whatever optimizer trains it from here (without `use_ema`).
 
     It sets the `constraint` of the model's trainable kernels (rank ≥ 2, no embedding tables, biases or normalisation
     weights), which Keras applies after each update; one byte a weight. Constraints set this way are not part of a saved

@@ -4,10 +4,14 @@ from importlib import resources
 
 import numpy as np
 
+from keras_rda.types import Path
+
+Splits = tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
 _DIGITS_TEST_SIZE = 360
 
 
-def load_digits():
+def load_digits() -> Splits:
     """The embedded handwritten digits: 1,797 real 8×8 images (UCI Optical Recognition of Handwritten Digits).
 
     Returns:
@@ -20,7 +24,7 @@ def load_digits():
     return (images[train], labels[train]), (images[test], labels[test])
 
 
-def load(name, data_dir=None):
+def load(name: str, data_dir: Path | None = None) -> Splits:
     """An image classification set of `tensorflow-datasets` with the splits `train` and `test`.
 
     Args:

@@ -61,8 +61,15 @@ class SparsitySummary:
         return capture.get()
 
 
-def summary(model):
-    """Return the zeros of every trainable variable of `model` as a `SparsitySummary`; `print` shows a table."""
+def summary(model: keras.Model) -> SparsitySummary:
+    """Count the zeros of every trainable variable.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        A `SparsitySummary`; `print` shows a table.
+    """
     return summarize(model.trainable_variables)
 
 
@@ -76,7 +83,7 @@ def summarize(variables):
     return SparsitySummary(tuple(rows))
 
 
-def sparsity(model, kernels_only=False):
+def sparsity(model: keras.Model, kernels_only: bool = False) -> float:
     """σ, the share of exactly zero weights: zeros / all of them (eq. 30).
 
     Args:

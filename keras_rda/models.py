@@ -1,9 +1,15 @@
 """Networks of the paper's experiments."""
 
+from typing import Literal
+
 import keras
 
+Shape = tuple[int, int, int]
 
-def ResNet18(input_shape=(32, 32, 3), classes=10, width=64, stem="cifar"):
+
+def ResNet18(
+    input_shape: Shape = (32, 32, 3), classes: int = 10, width: int = 64, stem: Literal["cifar", "imagenet"] = "cifar"
+) -> keras.Model:
     """The ResNet18 of CIFAR experiments: a 3×3 stem without pooling, four stages of two basic blocks.
 
     11.2 M parameters; batch normalisation after every convolution, so it trains with MRDA's zero centre.
@@ -47,7 +53,7 @@ def ResNet18(input_shape=(32, 32, 3), classes=10, width=64, stem="cifar"):
     return keras.Model(images, layers.Dense(classes)(x), name="resnet18")
 
 
-def VGG16(input_shape=(32, 32, 3), classes=10, width=64):
+def VGG16(input_shape: Shape = (32, 32, 3), classes: int = 10, width: int = 64) -> keras.Model:
     """The VGG16 of CIFAR experiments: 13 convolutions with batch normalisation, one dense layer; 14.7 M parameters.
 
     Args:
@@ -63,8 +69,16 @@ def VGG16(input_shape=(32, 32, 3), classes=10, width=64):
     return _vgg("vgg16", (2, 2, 3, 3, 3), input_shape, classes, width)
 
 
-def VGG19(input_shape=(32, 32, 3), classes=10, width=64):
-    """The VGG19 of CIFAR experiments: 16 convolutions, 20.0 M parameters; as `VGG16`.
+def VGG19(input_shape: Shape = (32, 32, 3), classes: int = 10, width: int = 64) -> keras.Model:
+    """The VGG19 of CIFAR experiments: 16 convolutions with batch normalisation, one dense layer; 20.0 M parameters.
+
+    Args:
+        input_shape: `(height, width, channels)` of the images, at least 32 high and wide: five poolings halve them.
+        classes: Number of classes.
+        width: Filters of the first stage; later stages have 2, 4, 8 and 8 times as many.
+
+    Returns:
+        A `keras.Model` from images to logits (batch, classes), without softmax.
 
     Reference: Simonyan and Zisserman, 2015, configuration E; section 4 of the paper.
     """
@@ -90,7 +104,7 @@ def _convolution(x, filters, size, strides=1):
     return keras.layers.BatchNormalization(momentum=0.9)(convolution(x))
 
 
-def MobileNetV1(input_shape=(224, 224, 3), alpha=1.0, classes=1000):
+def MobileNetV1(input_shape: Shape = (224, 224, 3), alpha: float = 1.0, classes: int = 1000) -> keras.Model:
     """MobileNet, version 1, padded so that XNNPACK's sparse kernels run it: zeros make it faster on Arm.
 
     They need strided convolutions with the same padding on every side, where `keras.applications` pads at the end only:
@@ -120,8 +134,16 @@ def MobileNetV1(input_shape=(224, 224, 3), alpha=1.0, classes=1000):
     return keras.Model(images, layers.Dense(classes)(x), name="mobilenet_v1")
 
 
-def MobileNetV2(input_shape=(224, 224, 3), alpha=1.0, classes=1000):
-    """MobileNet, version 2, padded so that XNNPACK's sparse kernels run it; as `MobileNetV1`.
+def MobileNetV2(input_shape: Shape = (224, 224, 3), alpha: float = 1.0, classes: int = 1000) -> keras.Model:
+    """MobileNet, version 2, padded so that XNNPACK's sparse kernels run it, as `MobileNetV1` is.
+
+    Args:
+        input_shape: `(height, width, channels)` of the images; the sparse kernels need 3 channels.
+        alpha: Factor of the numbers of channels.
+        classes: Number of classes.
+
+    Returns:
+        A `keras.Model` from images to logits (batch, classes), without softmax.
 
     Reference: Sandler et al., 2018.
     """

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from typing import Literal, TypeAlias
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import ops
 
 from keras_rda import kernels
 from keras_rda.proximal import group_soft_threshold, soft_threshold
+from keras_rda.types import Schedulable
 
 
 class Penalty:
@@ -27,9 +29,9 @@ class Penalty:
             iterations.
     """
 
-    def __init__(self, strength):
+    def __init__(self, strength: Schedulable) -> None:
         self._schedule = strength if isinstance(strength, keras.optimizers.schedules.LearningRateSchedule) else None
-        initial = float(strength(0)) if self._schedule else strength
+        initial = float(self._schedule(0)) if self._schedule else strength
         self._strength = keras.Variable(
             _check_strength(type(self).__name__, initial),
             dtype="float32",
@@ -99,13 +101,21 @@ class Penalty:
         raise NotImplementedError(f"{type(self).__name__} must define magnitude(w).")
 
     def get_config(self):
+        """The constructor's arguments, as Keras saves them; a subclass with more of its own adds them.
+
+        λ as it is now, or its schedule.
+        """
         # By way of the shortest decimal of the float32: 1e-6, not 9.999999974752427e-07.
         strength = self._schedule or float(str(np.float32(self._strength.numpy())))
         return {"strength": keras.saving.serialize_keras_object(strength)}
 
     @classmethod
     def from_config(cls, config):
+        """The inverse of `get_config`."""
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+
+
+Strength: TypeAlias = Schedulable | Penalty  # what an optimizer's `penalty` may be
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -139,7 +149,7 @@ class L1L2(L1):
     Reference: Zou and Hastie, J. R. Statist. Soc. B 67 (2005).
     """
 
-    def __init__(self, strength, l2):
+    def __init__(self, strength: Schedulable, l2: float) -> None:
         super().__init__(strength)
         self.l2 = _check_number("L1L2: l2 (μ)", l2, "1e-4")
 
@@ -179,7 +189,9 @@ class GroupL1(Penalty):
     Reference: Yuan and Lin, J. R. Statist. Soc. B 68 (2006); Huang and Lee, ICLR 2022, for input channels.
     """
 
-    def __init__(self, strength, groups="inputs", layout=None):
+    def __init__(
+        self, strength: Schedulable, groups: Literal["inputs", "outputs"] = "inputs", layout: keras.Model | None = None
+    ) -> None:
         super().__init__(strength)
         if groups not in ("inputs", "outputs"):
             raise ValueError(

@@ -104,12 +104,12 @@ def make_optimizer(request):
     return OPTIMIZERS[request.param]
 
 
-KINDS = ("MRDA", "ProxSGD", "XRDA")  # one sum; no slots; all kinds of slots
+KINDS = ("MRDA", "XRDA")  # a sum; all kinds of slots
 
 
 @pytest.fixture(params=[pytest.param(o, marks=() if o in KINDS else pytest.mark.every) for o in OPTIMIZERS])
 def make_optimizer_of_each_kind(request):
-    """For promises that their common base class keeps: three optimizers by default, all with `-m every`."""
+    """For promises that their common base class keeps: two optimizers by default, all with `-m every`."""
     return OPTIMIZERS[request.param]
 
 

@@ -133,6 +133,7 @@ def test_accuracy(tmp_path):
     assert json.loads(results.read_text().splitlines()[-1])["top1"] == lines[1]["top1"]  # same seed, same batches
 
 
+@pytest.mark.every
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
 def test_structured(tmp_path):
     results = tmp_path / "results.jsonl"

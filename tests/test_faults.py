@@ -14,7 +14,7 @@ import keras_rda
 from keras_rda import cli
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each needs no imports")
-kills = pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.every)])
+kills = pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.every)])
 EPOCHS = 40
 
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_rda.optimizers.base import inner_optimizer
+from keras_rda.types import Path
 
 
 class Backup(keras.callbacks.Callback):
@@ -33,7 +34,7 @@ class Backup(keras.callbacks.Callback):
     >>> model.fit(x, y, epochs=120, shuffle=False, callbacks=[keras_rda.Backup("run.npz")])
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = pathlib.Path(path)
         if self.path.suffix != ".npz":

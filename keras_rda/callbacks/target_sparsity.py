@@ -3,6 +3,7 @@
 import math
 import numbers
 import warnings
+from collections.abc import Mapping
 
 import keras
 import numpy as np
@@ -57,7 +58,14 @@ class TargetSparsity(keras.callbacks.Callback):
     MARGIN = 1.1
     LARGEST_TRIM = 0.5
 
-    def __init__(self, target, per_layer=False, begin=0.0, end=0.75, interval=8):
+    def __init__(
+        self,
+        target: float | Mapping[str, float],
+        per_layer: bool = False,
+        begin: float = 0.0,
+        end: float = 0.75,
+        interval: int = 8,
+    ) -> None:
         super().__init__()
         targets = target.values() if isinstance(target, dict) and target else [target]
         for value in targets:
@@ -66,7 +74,7 @@ class TargetSparsity(keras.callbacks.Callback):
                     "TargetSparsity: target must be σ, a number above 0 and below 1 such as 0.95, or a dict from parts "
                     f"of kernels' paths to such numbers; received {target!r}."
                 )
-            if not 0 < value < 1:
+            if not 0 < float(value) < 1:
                 raise ValueError(
                     f"TargetSparsity: a target σ must be above 0 and below 1, for example 0.95; received {value!r}. At "
                     "1 every kernel would be zero and the network constant."

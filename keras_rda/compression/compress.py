@@ -1,12 +1,13 @@
 """`compress`: analyse, cut, report."""
 
 import warnings
+from typing import Literal, overload
 
 import keras
 
 from keras_rda.compression import graph, layout, rules, surgery
 from keras_rda.compression.analysis import Analysis
-from keras_rda.compression.report import make_report
+from keras_rda.compression.report import CompressionReport, make_report
 from keras_rda.kernels import check_finite
 
 
@@ -15,7 +16,19 @@ def is_supported(model):
     return graph.functional(model) is not None
 
 
-def compress(model, fold_batch_norm=False, report=False):
+@overload
+def compress(model: keras.Model, fold_batch_norm: bool = False, report: Literal[False] = False) -> keras.Model: ...
+
+
+@overload
+def compress(
+    model: keras.Model, fold_batch_norm: bool = False, *, report: Literal[True]
+) -> tuple[keras.Model, CompressionReport]: ...
+
+
+def compress(
+    model: keras.Model, fold_batch_norm: bool = False, report: bool = False
+) -> keras.Model | tuple[keras.Model, CompressionReport]:
     """Return an ordinary Keras model with fewer channels and the same outputs.
 
     Channels whose weights are zero, channels whose value is a constant that their readers' biases take over exactly,

@@ -40,7 +40,12 @@ class LayerCompression:
 
 @dataclasses.dataclass(frozen=True)
 class CompressionReport:
-    """Every layer with weights (`rows`) and what a reader should know (`notes`); `print` shows a table."""
+    """What `compress` did; `print` shows a table.
+
+    Attributes:
+        rows: A `LayerCompression` for every layer with weights.
+        notes: What a reader should know.
+    """
 
     rows: tuple[LayerCompression, ...]
     notes: tuple[str, ...]

@@ -7,6 +7,7 @@ import pathlib
 import re
 import tempfile
 import warnings
+from typing import Literal
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from keras_rda.kernels import check_finite, is_kernel
 from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
 from keras_rda.litert.report import Candidate, ExportReport
+from keras_rda.types import Data, Path, Quantization
 
 # The dense file's own rounding counts: a file with its zeros encoded may not be much worse.
 _ROUNDING_FACTOR = 1.5
@@ -34,7 +36,13 @@ class _File:
     tensors: list
 
 
-def export(model, path, quantize=None, representative_data=None, machine=None):
+def export(
+    model: keras.Model,
+    path: Path,
+    quantize: Quantization | None = None,
+    representative_data: Data | None = None,
+    machine: Literal["aarch64"] | None = None,
+) -> ExportReport:
     """Write `model` as the smallest LiteRT file that is right.
 
     The model is converted once (twice if channels can be removed, see `compress`). Zeros are then encoded tensor by

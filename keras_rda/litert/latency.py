@@ -2,16 +2,24 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from keras_rda.litert import verification
+from keras_rda.types import Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Seconds of one invocation with a batch of one, over `rounds` of them: median, and the quartiles around it."""
+    """How long one invocation with a batch of one takes.
+
+    Attributes:
+        name: The file's name in `benchmark`.
+        median: Seconds.
+        lower, upper: Quartiles, seconds.
+        rounds: How many invocations were timed.
+    """
 
     name: str
     median: float
@@ -20,7 +28,9 @@ class Latency:
     rounds: int
 
 
-def benchmark(files, seconds=1.0, progress=None):
+def benchmark(
+    files: Mapping[str, Path], seconds: float = 1.0, progress: Callable[[float], object] | None = None
+) -> list[Latency]:
     """Time LiteRT files round by round, each once a round, so that what else the machine does falls on all alike.
 
     Args:
@@ -49,7 +59,10 @@ def benchmark(files, seconds=1.0, progress=None):
         if progress is not None:
             progress((number + 1) / rounds)
     quartiles = np.percentile(times, [50, 25, 75], axis=0).T
-    return [Latency(name, *map(float, row), rounds) for name, row in zip(files, quartiles, strict=True)]
+    return [
+        Latency(name, float(median), float(lower), float(upper), rounds)
+        for name, (median, lower, upper) in zip(files, quartiles, strict=True)
+    ]
 
 
 def _invocation(path):

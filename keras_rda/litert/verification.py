@@ -4,11 +4,13 @@ import dataclasses
 import math
 import pathlib
 import re
+from typing import Literal
 
 import keras
 import numpy as np
 
 from keras_rda.litert import feeds, flatbuffer
+from keras_rda.types import Data, Path
 
 # Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
 # of their size. A wrong file is off by far more (the defects seen start at 1e-2).
@@ -48,7 +50,7 @@ class Check:
         return f"{self.runtime}: differs from Keras by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
 
 
-def predict(path, inputs, delegates=True):
+def predict(path: Path, inputs: np.ndarray | dict[str, np.ndarray], delegates: bool = True) -> dict[str, np.ndarray]:
     """Run the LiteRT file at `path` on one batch.
 
     Args:
@@ -74,12 +76,11 @@ def predict(path, inputs, delegates=True):
         )
     runner = runs.get_signature_runner(signatures[0])
     details = runner.get_input_details()
-    if not isinstance(inputs, dict) and len(details) == 1:
-        inputs = dict.fromkeys(details, inputs)
-    names = sorted(inputs) if isinstance(inputs, dict) else "one array"
-    if names != sorted(details):
+    given = inputs if isinstance(inputs, dict) else dict.fromkeys(details, inputs)
+    if sorted(given) != sorted(details) or (given is not inputs and len(details) > 1):
+        names = sorted(inputs) if isinstance(inputs, dict) else "one array"
         raise ValueError(f"The file {str(path)!r} takes a dict of the inputs {sorted(details)}; received {names}.")
-    arrays = {name: np.asarray(inputs[name], detail["dtype"]) for name, detail in details.items()}
+    arrays = {name: np.asarray(given[name], detail["dtype"]) for name, detail in details.items()}
     for name, array in arrays.items():
         shape = tuple(int(size) for size in details[name]["shape_signature"])
         if len(shape) != array.ndim or any(a not in (-1, b) for a, b in zip(shape, array.shape, strict=True)):
@@ -222,7 +223,9 @@ def magnitude(array):
     return float(np.max(np.abs(np.asarray(array, "float64")), initial=0))
 
 
-def verify(model, path, data=None, machine=None):
+def verify(
+    model: keras.Model, path: Path, data: Data | None = None, machine: Literal["aarch64"] | None = None
+) -> list[Check]:
     """Compare a LiteRT file with the Keras model it came from.
 
     One of float32 is accepted up to float32 rounding; one of float16 up to 10 % of each output's largest magnitude, one

@@ -3,6 +3,8 @@
 import math
 import numbers
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +12,8 @@ from keras import ops
 
 from keras_rda import kernels
 from keras_rda.optimizers.state import CheckedState
+from keras_rda.penalties import Penalty
+from keras_rda.types import Rate
 
 
 class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
@@ -47,10 +51,10 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
     strength_in_state = True  # whether the slots, and so the weights, depend on λ of earlier steps
     starts_from_weights = True  # whether `step` uses its argument `weights` after the first step
 
-    def __init__(self, learning_rate, penalty, **kwargs):
+    def __init__(self, learning_rate: Rate, penalty: Penalty | None, **kwargs: Any) -> None:
         name = type(self).__name__
         if isinstance(learning_rate, numbers.Real):
-            if isinstance(learning_rate, int) or not (math.isfinite(learning_rate) and learning_rate > 0):
+            if isinstance(learning_rate, int) or not (math.isfinite(learning_rate) and float(learning_rate) > 0):
                 raise ValueError(
                     f"{name}: learning_rate (1/γ) must be a positive float; received {learning_rate!r}. The paper's "
                     "γ = 1 is learning_rate=1.0."
@@ -58,7 +62,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             learning_rate = float(learning_rate)  # Keras takes no NumPy scalars
         weight_decay = kwargs.get("weight_decay")
         if weight_decay is not None and not (
-            isinstance(weight_decay, numbers.Real) and math.isfinite(weight_decay) and weight_decay >= 0
+            isinstance(weight_decay, numbers.Real) and math.isfinite(weight_decay) and float(weight_decay) >= 0
         ):
             raise ValueError(f"{name}: weight_decay must be a finite number ≥ 0; received {weight_decay!r}.")
         if kwargs.get("ema_overwrite_frequency") is not None:
@@ -71,10 +75,10 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         self._penalty = penalty
         if penalty is not None:
             self._penalty_strength = penalty.strength  # tracked: saved, and visible to JAX's stateless update
-        self._excluded_ids = ()
-        self._excluded_paths = ()
-        self._excluded_names = ()
-        self._saved_exclusions = {}
+        self._excluded_ids: tuple[int, ...] = ()
+        self._excluded_paths: tuple[str, ...] = ()
+        self._excluded_names: tuple[str, ...] = ()
+        self._saved_exclusions: dict = {}
         self._unbuilt_size = len(self.variables)
 
     @property
@@ -95,7 +99,9 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             )
         keras.optimizers.Optimizer.learning_rate.fset(self, learning_rate)
 
-    def exclude_from_penalty(self, var_list=None, var_names=None):
+    def exclude_from_penalty(
+        self, var_list: Sequence[keras.Variable] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
         """Let variables take the step without penalty, before the optimizer is built (`fit` builds it).
 
         A second call excludes more.

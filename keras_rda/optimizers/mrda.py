@@ -1,7 +1,11 @@
+from typing import Any, Literal
+
 import keras
 
 from keras_rda import penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
+from keras_rda.penalties import Strength
+from keras_rda.types import Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -45,5 +49,12 @@ class MRDA(DualAveraging):
     Reference: the paper's Algorithm 2, equations (27)–(29); (13), (14) and (22) for `center="initial"`.
     """
 
-    def __init__(self, learning_rate=1.0, penalty=1e-6, center="zero", exponent=0.5, **kwargs):
+    def __init__(
+        self,
+        learning_rate: Rate = 1.0,
+        penalty: Strength = 1e-6,
+        center: Literal["zero", "initial"] = "zero",
+        exponent: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), center, exponent, **kwargs)

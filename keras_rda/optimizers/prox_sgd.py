@@ -1,8 +1,12 @@
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_rda import penalties
 from keras_rda.optimizers.base import PenalizedOptimizer, check_share
+from keras_rda.penalties import Strength
+from keras_rda.types import Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -35,7 +39,14 @@ class ProxSGD(PenalizedOptimizer):
     al., SIAM J. Imaging Sciences 7 (2014).
     """
 
-    def __init__(self, learning_rate=1.0, penalty=1e-6, momentum=0.0, exponent=0.5, **kwargs):
+    def __init__(
+        self,
+        learning_rate: Rate = 1.0,
+        penalty: Strength = 1e-6,
+        momentum: float = 0.0,
+        exponent: float = 0.5,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), **kwargs)
         self.momentum = check_share(self, "momentum", momentum, "0.9")
         self.exponent = check_share(self, "exponent (of the decay with t)", exponent, "the paper's 0.5")

@@ -1,9 +1,12 @@
 import warnings
+from typing import Any
 
 import keras
 
 from keras_rda import kernels, penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
+from keras_rda.penalties import Strength
+from keras_rda.types import Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -28,7 +31,9 @@ class RDA(DualAveraging):
     Reference: the paper's Algorithm 1, equations (15)–(17), (22); Xiao, JMLR 11 (2010).
     """
 
-    def __init__(self, learning_rate=1.0, penalty=1e-6, exponent=0.5, **kwargs):
+    def __init__(
+        self, learning_rate: Rate = 1.0, penalty: Strength = 1e-6, exponent: float = 0.5, **kwargs: Any
+    ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), "zero", exponent, **kwargs)
 
     def build(self, variables):

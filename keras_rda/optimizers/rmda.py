@@ -1,10 +1,14 @@
 import numbers
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_rda import penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
+from keras_rda.penalties import Strength
+from keras_rda.types import Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -44,7 +48,14 @@ class RMDA(DualAveraging):
 
     starts_from_weights = True
 
-    def __init__(self, learning_rate=0.1, penalty=1e-6, averaging=0.1, restarts=None, **kwargs):
+    def __init__(
+        self,
+        learning_rate: Rate = 0.1,
+        penalty: Strength = 1e-6,
+        averaging: float = 0.1,
+        restarts: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), "initial", 0.5, **kwargs)
         if isinstance(averaging, bool) or not isinstance(averaging, numbers.Real) or not 0 < averaging <= 1:
             raise ValueError(

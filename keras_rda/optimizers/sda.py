@@ -1,6 +1,9 @@
+from typing import Any
+
 import keras
 
 from keras_rda.optimizers.dual_averaging import DualAveraging
+from keras_rda.types import Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -23,7 +26,7 @@ class SDA(DualAveraging):
     Reference: equations (5)–(7) of the paper.
     """
 
-    def __init__(self, learning_rate=1.0, exponent=0.5, **kwargs):
+    def __init__(self, learning_rate: Rate = 1.0, exponent: float = 0.5, **kwargs: Any) -> None:
         super().__init__(learning_rate, None, "initial", exponent, **kwargs)
 
     def get_config(self):

@@ -1,8 +1,12 @@
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_rda import penalties
 from keras_rda.optimizers.base import PenalizedOptimizer
+from keras_rda.penalties import Strength
+from keras_rda.types import Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -28,7 +32,7 @@ class SqrtProxSGD(PenalizedOptimizer):
     Reference: equations (23)–(26) of the paper.
     """
 
-    def __init__(self, learning_rate=1.0, penalty=1e-6, **kwargs):
+    def __init__(self, learning_rate: Rate = 1.0, penalty: Strength = 1e-6, **kwargs: Any) -> None:
         super().__init__(learning_rate, penalties.get(penalty), **kwargs)
 
     def step(self, weights, gradient, rate, index, slots, prox):

@@ -1,11 +1,14 @@
 import math
 import numbers
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_rda import penalties
 from keras_rda.optimizers.base import PenalizedOptimizer
+from keras_rda.penalties import Strength
+from keras_rda.types import Rate
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -51,7 +54,15 @@ class XRDA(PenalizedOptimizer):
     the authors' code.
     """
 
-    def __init__(self, learning_rate=1.0, penalty=1e-6, averaging=None, reweighting=500.0, time_scale=9.5, **kwargs):
+    def __init__(
+        self,
+        learning_rate: Rate = 1.0,
+        penalty: Strength = 1e-6,
+        averaging: float | None = None,
+        reweighting: float = 500.0,
+        time_scale: float = 9.5,
+        **kwargs: Any,
+    ) -> None:
         penalty = penalties.get(penalty)
         if not penalty.has_magnitude:
             raise TypeError(

@@ -1,0 +1,54 @@
+"""What users may rely on is documented and typed."""
+
+import inspect
+import re
+
+import keras
+import pytest
+
+import keras_rda
+
+MODULES = (keras_rda, keras_rda.datasets, keras_rda.litert, keras_rda.models, keras_rda.optimizers)
+
+
+def public():
+    """Every function and class that the public modules name, once."""
+    found = {}
+    for module in MODULES:
+        names = getattr(module, "__all__", None) or [
+            name for name, item in vars(module).items() if getattr(item, "__module__", "") == module.__name__
+        ]
+        for name in names:
+            item = getattr(module, name)
+            if callable(item) and not name.startswith("_"):
+                found.setdefault(item, f"{module.__name__}.{name}")
+    return [pytest.param(item, id=name) for item, name in found.items()]
+
+
+@pytest.mark.parametrize("item", public())
+def test_documented_and_typed(item):
+    text = inspect.getdoc(item)
+    assert text
+    assert text.splitlines()[0].endswith((".", ":"))
+    if isinstance(item, type) and "__init__" not in vars(item):
+        return  # a result that users do not make, or an exception
+    for name, parameter in inspect.signature(item).parameters.items():
+        if not hasattr(item, "__dataclass_fields__"):
+            assert parameter.annotation is not inspect.Parameter.empty, f"{name} has no type"
+        assert re.search(rf"^ *(.*, )?\**{name}(, .*)?: ", text, re.MULTILINE), f"{name} is not documented"
+
+
+@pytest.mark.parametrize("item", [p for p in public() if isinstance(p.values[0], type)])
+def test_public_methods_are_documented(item):
+    for name, method in vars(item).items():
+        known = any(hasattr(base, name) for base in item.__mro__[1:])  # a base class documents what it is for
+        if callable(method) and not name.startswith("_") and not known:
+            assert inspect.getdoc(method), f"{name} has no documentation"
+
+
+def test_hints_are_shipped():
+    import importlib.resources
+
+    assert importlib.resources.files("keras_rda").joinpath("py.typed").is_file()
+    hints = inspect.get_annotations(keras_rda.compress)
+    assert hints["model"] is keras.Model
