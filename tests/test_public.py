@@ -1,9 +1,13 @@
 """What users may rely on is documented and typed."""
 
+import doctest
+import importlib
 import inspect
+import pkgutil
 import re
 
 import keras
+import numpy as np
 import pytest
 
 import keras_rda
@@ -52,3 +56,24 @@ def test_hints_are_shipped():
     assert importlib.resources.files("keras_rda").joinpath("py.typed").is_file()
     hints = inspect.get_annotations(keras_rda.compress)
     assert hints["model"] is keras.Model
+
+
+def examples():
+    """Every docstring of the package with an example."""
+    for info in pkgutil.walk_packages(keras_rda.__path__, "keras_rda."):
+        if not info.name.endswith(("runner", "aarch64")):  # scripts
+            tests = doctest.DocTestFinder().find(importlib.import_module(info.name))
+            yield from (pytest.param(test, id=test.name) for test in tests if test.examples)
+
+
+@pytest.mark.parametrize("example", list(examples()))
+def test_examples_in_docstrings_run(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(4)])
+    model.compile(keras_rda.MRDA(), loss="mse")
+    example.globs.update(
+        keras=keras, keras_rda=keras_rda, model=model, x=random.normal(size=(512, 8)), y=random.normal(size=(512, 4))
+    )
+    result = doctest.DocTestRunner().run(example)
+    assert (result.attempted, result.failed) == (len(example.examples), 0)

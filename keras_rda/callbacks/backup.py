@@ -31,7 +31,8 @@ class Backup(keras.callbacks.Callback):
 
     Example:
 
-    >>> model.fit(x, y, epochs=120, shuffle=False, callbacks=[keras_rda.Backup("run.npz")])
+    >>> backup = keras_rda.Backup("run.npz")
+    >>> history = model.fit(x, y, epochs=3, shuffle=False, callbacks=[backup], verbose=0)
     """
 
     def __init__(self, path: Path) -> None:

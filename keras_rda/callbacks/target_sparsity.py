@@ -43,8 +43,11 @@ class TargetSparsity(keras.callbacks.Callback):
 
     Example:
 
-    >>> model.compile(keras_rda.XRDA(schedule), loss="mse")
-    >>> model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.95)])
+    >>> rate = keras.optimizers.schedules.CosineDecay(1.0, 20 * len(x) // 32)
+    >>> model.compile(keras_rda.XRDA(rate), loss="mse")
+    >>> history = model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0)
+    >>> round(keras_rda.sparsity(model, kernels_only=True), 2)
+    0.9
     """
 
     TOLERANCE = 0.005
