@@ -15,11 +15,11 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND, OPTIMIZERS
-from conftest import KINDS as BASIC
 
 import keras_rda
 
 KINDS = {"tensorflow": ("mirrored",), "jax": ("data", "model")}[BACKEND]
+BASIC = ("XRDA",)  # by default; all with `-m every`
 STEPS, BATCH_SIZE, EPOCHS = 16, 64, 3
 each_optimizer = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in BASIC else pytest.mark.every) for name in OPTIMIZERS]
