@@ -98,7 +98,7 @@ def test_phone(tmp_path):
         assert (tmp_path / f"digits-{'float32' if name == 'None' else name}.tflite").stat().st_size == size
 
 
-@pytest.mark.every  # a minute of XLA's; test_models.py and test_compress.py have MobileNet by default
+@pytest.mark.every  # a minute of XLA's; test_export.py has MobileNet by default
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
 @pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared tensorflow-datasets at {PREPARED}")
 def test_mobilenet_cifar10(tmp_path):

@@ -302,6 +302,7 @@ def compress_all(folder, jobs, report):
             lines.flush()
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="minutes of compilation on JAX; what reads files is Keras' own")
 def test_damaged_models_are_compressed_right_or_refused(run, files, tmp_path, pytestconfig):
     found = collections.Counter()
     jobs = [
