@@ -41,7 +41,7 @@ def read(source):
     try:
         validity.check_extent(schema().Model.GetRootAs(content), len(content))
         model = schema().ModelT.InitFromPackedBuf(content)
-        problem = validity.problem(model, schema())
+        problem = validity.problem(model, schema(), _operator_names())
     # All that the parser raises on offsets that point nowhere.
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{name} is cut off or corrupt.") from error
@@ -76,8 +76,7 @@ def pack(model):
 
 def operator_name(model, operator):
     """The name of an operator's kind in the schema, such as `"CONV_2D"`."""
-    code = model.operatorCodes[operator.opcodeIndex]
-    number = max(code.builtinCode, code.deprecatedBuiltinCode)  # old files have only the latter
+    number = validity.operator_number(model, operator)
     if number not in _operator_names():
         raise ValueError(
             f"The file has an operator of the unknown kind {number}: it is corrupt, or newer than this runtime."

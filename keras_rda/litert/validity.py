@@ -68,8 +68,14 @@ def check_extent(model, size):
                 each(tensor.Sparsity(), "DimMetadata")
 
 
-def problem(model, schema):
-    """What is wrong with a `ModelT`, in words; empty if nothing is."""
+def operator_number(model, operator):
+    """The number of an operator's kind in the schema."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return max(code.builtinCode, code.deprecatedBuiltinCode)  # old files have only the latter
+
+
+def problem(model, schema, operator_names):
+    """What is wrong with a `ModelT`, in words; empty if nothing is. `operator_names`: number → name."""
     if not model.subgraphs or not model.buffers or not model.operatorCodes:
         return "it has no subgraph, buffer or operator code"
     for entry in model.metadata or []:
@@ -82,11 +88,10 @@ def problem(model, schema):
         for place in [*(signature.inputs or []), *(signature.outputs or [])]:
             if not 0 <= place.tensorIndex < len(tensors) or place.name is None:
                 return f"the tensor {place.tensorIndex} of a signature does not exist, or has no name"
-    kinds = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
     for graph in model.subgraphs:
         if not graph.tensors:
             return "a subgraph has no tensors"
-        found = _tensors(model, graph, schema) or _operators(model, graph, kinds)
+        found = _tensors(model, graph, schema) or _operators(model, graph, operator_names)
         if found:
             return found
     return ""
@@ -148,7 +153,7 @@ def _stored_entries(sparsity, shape):
     return entries
 
 
-def _operators(model, graph, kinds):
+def _operators(model, graph, operator_names):
     tensors, written, read = graph.tensors, set(), set()
     for indices in (graph.inputs, graph.outputs):
         if indices is not None and any(not 0 <= index < len(tensors) for index in indices):
@@ -162,8 +167,7 @@ def _operators(model, graph, kinds):
         )
         if any(not -1 <= index < len(tensors) for index in inputs + outputs):
             return "an operator reads or writes a tensor that does not exist"
-        code = model.operatorCodes[operator.opcodeIndex]
-        kind = kinds.get(max(code.builtinCode, code.deprecatedBuiltinCode))
+        kind = operator_names.get(operator_number(model, operator))
         wanted = _INPUTS.get(kind, 0)
         if wanted and (len(inputs) < wanted or -1 in inputs[:wanted] or not outputs):
             return f"an operator of the kind {kind} has {len(inputs)} inputs and {len(outputs)} outputs"
