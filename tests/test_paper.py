@@ -1,10 +1,12 @@
 """The paper's experiments, in a short form, as a user runs them: on real digits in the shape of the paper's images."""
 
 import dataclasses
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -70,6 +72,59 @@ def test_every_row_runs(table, cell, prepared, tmp_path):
     again = run(*arguments, "--output", tmp_path / "output")
     assert "epoch" not in again.output.replace("epochs", "")
     assert len(results.read(file)) == 1
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """Sixteen embedded digits, half of them grey, in archives like ImageNet's, built by `tensorflow-datasets`."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("imagenet")
+    (digits, _), _ = keras_rda.datasets.load_digits()
+    pictures = []
+    for number, digit in enumerate(np.kron(15 * digits[:16], np.ones((1, 30 + 2 * 4, 40, 1), "uint8"))):
+        digit = np.repeat(digit, 3, -1) if number % 2 else digit
+        pictures.append((f"picture_{number:02}.JPEG", tf.io.encode_jpeg(digit).numpy()))
+
+    def archive(files):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, content in files:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        return buffer.getvalue()
+
+    classes = [(f"{name}.tar", archive(pictures[k::2])) for k, name in enumerate(("n01440764", "n15075141"))]
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(archive(classes))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(archive(pictures))
+    builder = tfds.builder("imagenet2012", data_dir=folder)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=folder))
+    return folder
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="ImageNet is streamed by TensorFlow")
+@pytest.mark.parametrize("column", ["rda", pytest.param("sgd", marks=pytest.mark.every)])
+def test_imagenet_runs(column, imagenet, tmp_path):
+    file = tmp_path / "results.jsonl"
+    scale = ("--epochs", 1, "--subset", 8, "--batch-size", 4)
+    arguments = ("--column", column, *scale, "--data-dir", imagenet, "--results", file, "--output", tmp_path / "output")
+    refused = run("table6", "--row", "imagenet", *arguments, "--width", 8)
+    assert "take --width 16 or more, or set TF_ENABLE_ONEDNN_OPTS=0" in refused.output
+    done = run("table6", "--row", "imagenet", *arguments, "--width", 16)
+    assert done.exit_code == 0, done.output
+    (line,) = results.read(file)
+    assert line["dataset"] == "imagenet"
+    assert line["scaled"] == "1 epochs, 8 training images, first stage of 16 of 64 filters"
+    assert 0 <= line["top1"] <= line["top5"] <= 1
+    assert np.isfinite(line["history"][0]["loss"])
+    dataset = data.load("imagenet", imagenet, 8)
+    assert dataset.steps(4) == 2
+    ((images, labels),) = dataset.test_batches(500)
+    assert images.shape == (16, 224, 224, 3)
+    assert images.min() < -1 < 1 < images.max()
+    assert len(set(labels)) > 2  # of the thousand classes
 
 
 def settings(method="rda", epochs=3):

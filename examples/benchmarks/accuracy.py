@@ -121,7 +121,11 @@ def train(cell):
         model = task.network(keras, keras.layers, task.input_shape)
         epochs = cell.epochs
         if more := {"fine_tuning": FINE_TUNING, "channels": CHANNELS}.get(cell.method):
-            fit(model, sgd(task, len(batches) * epochs), epochs)  # the very weights of `dense`
+            if cell.dense:
+                model = keras.models.load_model(cell.dense, compile=False)
+                batches.start(epochs)
+            else:
+                fit(model, sgd(task, len(batches) * epochs), epochs)  # the very weights of `dense`
             epochs = max(1, round(more * epochs))
         optimizer = optimizer_for(cell.method, task, len(batches) * epochs, model)
         targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity)]
@@ -136,12 +140,20 @@ def train(cell):
         model.save(unfinished)
         unfinished.replace(cell.model)
     top1 = data.top1(model.predict(np.asarray(x_test), batch_size=1000, verbose=0), y_test)
-    versions = {"keras": keras.version(), "keras_rda": keras_rda.__version__}
+    return data.result(cell, top1, sigma, seconds, history["accuracy"][-1], versions(), keras.backend.backend())
+
+
+def versions():
+    import keras
+
+    import keras_rda
+
+    found = {"keras": keras.version(), "keras_rda": keras_rda.__version__}
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        versions["tensorflow"] = tf.__version__
-    return data.result(cell, top1, sigma, seconds, history["accuracy"][-1], versions, keras.backend.backend())
+        found["tensorflow"] = tf.__version__
+    return found
 
 
 def threshold(model, sparsity):

@@ -78,8 +78,15 @@ def train(settings, data_dir, folder, report=print):
         ValueError: the settings do not go together; the message says which to change.
         OSError: `folder` has too little room for the checkpoints.
     """
-    if settings.run.dataset == "imagenet" and keras.backend.backend() != "tensorflow":
-        raise ValueError("ImageNet is streamed by TensorFlow: run this row with KERAS_BACKEND=tensorflow.")
+    if settings.run.dataset == "imagenet":
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError("ImageNet is streamed by TensorFlow: run this row with KERAS_BACKEND=tensorflow.")
+        if settings.width < 16 and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
+            # Seen with TensorFlow 2.21: the gradient of a 1×1 convolution of stride 2 from 8 channels at 56×56.
+            raise ValueError(
+                f"TensorFlow's oneDNN kernels overwrite memory for so few channels ({settings.width}) of so large "
+                "images: take --width 16 or more, or set TF_ENABLE_ONEDNN_OPTS=0."
+            )
     keras.utils.set_random_seed(settings.seed)
     keras.config.set_dtype_policy(settings.dtype)
     dataset = data.load(settings.run.dataset, data_dir, settings.subset)
