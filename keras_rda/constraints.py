@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_rda.kernels import is_kernel
-from keras_rda.optimizers.base import inner_optimizer
+from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
 
 class ZeroPattern(keras.constraints.Constraint):
@@ -22,7 +22,7 @@ class ZeroPattern(keras.constraints.Constraint):
 
 
 def freeze_zeros(model: keras.Model) -> None:
-    """Keep the zeros of a model's kernels, whatever optimizer trains it from here (without `use_ema`).
+    """Keep the zeros of a model's kernels, whatever optimizer trains it from here.
 
     It sets the `constraint` of the model's trainable kernels (rank ≥ 2, no embedding tables, biases or normalisation
     weights), which Keras applies after each update; one byte a weight. Constraints set this way are not part of a saved
@@ -32,10 +32,11 @@ def freeze_zeros(model: keras.Model) -> None:
         model: A built Keras model, compiled before or afterwards.
 
     Raises:
-        ValueError: the model has no trainable kernels (not built, or all frozen), or its optimizer averages the weights
-            (`use_ema`): Keras puts the averages in place after the constraints, and they have no zeros.
+        ValueError: the model has no trainable kernels (not built, or all frozen), or its optimizer is one of Keras' own
+            with `use_ema`: Keras puts the averages in place after the constraints, and they have no zeros.
     """
-    if getattr(inner_optimizer(model), "use_ema", False):
+    optimizer = inner_optimizer(model)
+    if getattr(optimizer, "use_ema", False) and not isinstance(optimizer, PenalizedOptimizer):
         raise ValueError(
             f"freeze_zeros() cannot keep the zeros of the model '{model.name}': its optimizer has use_ema=True, and "
             "averages have no exact zeros. Compile the model with use_ema=False."

@@ -73,6 +73,8 @@ def _axes_in(layer, variable):
         return _einsum_axes(layer.equation)
     if isinstance(layer, (layers.DepthwiseConv1D, layers.DepthwiseConv2D)) or name == "depthwise_kernel":
         return {"inputs": (rank - 2,), "outputs": (rank - 2, rank - 1)}
+    if isinstance(layer, layers.Dense) or name == "pointwise_kernel":
+        return {"inputs": (rank - 2,), "outputs": (rank - 1,)}
     if isinstance(layer, (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)):
         return {"inputs": (rank - 1,), "outputs": (rank - 2,)}
     if isinstance(layer, (layers.Conv1D, layers.Conv2D, layers.Conv3D)):

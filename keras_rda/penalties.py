@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import keras
@@ -26,8 +27,10 @@ class Penalty:
 
     Args:
         strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's
-            iterations.
+            updates. (Under gradient accumulation Keras counts batches for the learning rate's schedule instead.)
     """
+
+    proportional = True  # whether all of ψ is proportional to λ, so that λ can be scaled for a kernel by way of `step`
 
     def __init__(self, strength: Schedulable) -> None:
         self._schedule = strength if isinstance(strength, keras.optimizers.schedules.LearningRateSchedule) else None
@@ -140,7 +143,8 @@ class L1(Penalty):
 class L1L2(L1):
     """ψ(w) = λ‖w‖₁ + (μ/2)‖w‖₂², the elastic net: zeros as with `L1`, and smaller weights.
 
-    Unlike `weight_decay`, whose gradient enters the sums of dual averaging, μ acts in the proximal map.
+    Unlike `weight_decay`, whose gradient enters the sums of dual averaging, μ acts in the proximal map. `XRDA`
+    reweights both terms. `TargetSparsity` steers λ alone, and so the whole model only.
 
     Args:
         strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
@@ -148,6 +152,8 @@ class L1L2(L1):
 
     Reference: Zou and Hastie, J. R. Statist. Soc. B 67 (2005).
     """
+
+    proportional = False
 
     def __init__(self, strength: Schedulable, l2: float) -> None:
         super().__init__(strength)
@@ -174,13 +180,16 @@ class GroupL1(Penalty):
     Args:
         strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
         groups: `"inputs"` for input channels or `"outputs"` for output filters.
-        layout: A built Keras model, whose layers tell how their kernels are laid out; or a dict from a part of a
-            variable's path to the axes that number its groups: `{"attention/query/kernel": (1, 2)}`. Without it, names
-            and ranks decide, as Keras names its layers: Dense, convolutions, transposed and depthwise ones. Kernels of
-            rank 3 that are not a `conv1d` need it.
+        layout: The built Keras model to train, whose layers tell how their kernels are laid out; or a dict from whole
+            names in a variable's path to the axes that number its groups: `{"attention/query/kernel": (1, 2)}`; of
+            several that fit the longest counts. For kernels it does not name, names and ranks decide, as Keras names
+            its layers: Dense, convolutions, transposed and depthwise ones. Kernels of rank 3 that are not a `conv1d`
+            need it.
 
     Raises:
-        ValueError: `groups` is neither; when the optimizer is built, a kernel whose groups are not known.
+        TypeError: `layout` is neither a model nor a dict.
+        ValueError: `groups` is neither, or the model of `layout` is not built; when the optimizer is built, a kernel
+            whose groups are not known, or that the model of `layout` does not have.
 
     Example:
 
@@ -190,7 +199,10 @@ class GroupL1(Penalty):
     """
 
     def __init__(
-        self, strength: Schedulable, groups: Literal["inputs", "outputs"] = "inputs", layout: keras.Model | None = None
+        self,
+        strength: Schedulable,
+        groups: Literal["inputs", "outputs"] = "inputs",
+        layout: keras.Model | Mapping[str, int | Sequence[int]] | None = None,
     ) -> None:
         super().__init__(strength)
         if groups not in ("inputs", "outputs"):
@@ -198,8 +210,20 @@ class GroupL1(Penalty):
                 f'GroupL1: groups must be "inputs" (input channels) or "outputs" (output filters); received {groups!r}.'
             )
         self.groups = groups
+        self._model_name = None
         if isinstance(layout, keras.Model):
+            self._model_name = layout.name
             layout = {path: axes[groups] for path, axes in kernels.axes_of(layout).items()}
+            if not layout:
+                raise ValueError(
+                    f"GroupL1: layout={self._model_name!r} has no kernels yet: build the model first, with an Input or "
+                    "model.build(input_shape)."
+                )
+        elif not isinstance(layout, (Mapping, type(None))):
+            raise TypeError(
+                "GroupL1: layout must be a built Keras model, or a dict from paths to axes such as "
+                f"{{'attention/query/kernel': (1, 2)}}; received {layout!r}."
+            )
         self.layout = {part: axes if axes is None else _check_axes(part, axes) for part, axes in (layout or {}).items()}
 
     def for_variable(self, variable):
@@ -226,9 +250,15 @@ class GroupL1(Penalty):
 
     def _axes(self, path, shape):
         """The axes that number the groups of a kernel, as non-negative ints."""
-        named = [axes for part, axes in self.layout.items() if part in path]
+        # Whole names: "conv2d" is no part of "depthwise_conv2d". A path may have lost its beginning by being loaded.
+        named = [part for part in self.layout if f"/{part}/" in f"/{path}/" or (path and part.endswith(f"/{path}"))]
         if named:
-            axes = named[0]
+            axes = self.layout[max(named, key=len)]
+        elif self._model_name and path:
+            raise ValueError(
+                f"GroupL1: the model {self._model_name!r}, which layout was given, has no kernel {path!r}; it has "
+                f"{list(self.layout)}. Pass the model that is trained."
+            )
         else:
             guess = kernels.guess_axes(path, shape) if len(shape) > 1 else None
             axes = guess and guess[self.groups]
@@ -303,7 +333,11 @@ def _check_number(what, number, example):
 
 
 def _check_axes(part, axes):
-    axes = (axes,) if isinstance(axes, int) else tuple(axes)
-    if not axes or not all(isinstance(axis, int) for axis in axes):
+    numbers_of_axes = (axes,) if isinstance(axes, numbers.Integral) else axes
+    if (
+        not isinstance(numbers_of_axes, Sequence)
+        or not numbers_of_axes
+        or not all(isinstance(axis, numbers.Integral) for axis in numbers_of_axes)
+    ):
         raise ValueError(f"GroupL1: layout[{part!r}] must be an axis or a tuple of axes; received {axes!r}.")
-    return axes
+    return tuple(map(int, numbers_of_axes))

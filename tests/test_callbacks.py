@@ -4,7 +4,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, compiled, small_network, state
+from conftest import BACKEND, compiled, small_network, state, values
 
 import keras_rda
 
@@ -255,6 +255,7 @@ def test_steering_resumes_with_the_same_bits(tmp_path, digits):
         ({"target": {"conv": 1.0}}, ValueError, r"must be above 0 and below 1"),
         ({"target": {"conv": 0.9}, "per_layer": True}, ValueError, "per_layer=True goes with one target"),
         ({"target": 0.9, "begin": 0.5, "end": 0.5}, ValueError, r"0 ≤ begin < end ≤ 1; received begin=0\.5, end=0\.5"),
+        ({"target": 0.9, "begin": "0"}, ValueError, r"0 ≤ begin < end ≤ 1; received begin='0'"),
         ({"target": 0.9, "interval": 0}, ValueError, "interval must be a positive whole number"),
     ],
 )
@@ -273,8 +274,8 @@ class OwnPenalty(keras_rda.Penalty):
 @pytest.mark.parametrize(
     ("optimizer", "target", "error", "message"),
     [
-        (lambda: "adam", 0.9, TypeError, r"compiled with Adam, which has none\. Choose MRDA"),
-        (lambda: keras_rda.SDA(), 0.9, TypeError, "compiled with SDA, which has none"),
+        (lambda: "adam", 0.9, TypeError, r"compiled with Adam, which has none of its own\. Choose"),
+        (lambda: keras_rda.SDA(), 0.9, TypeError, "compiled with SDA, which has none of its own"),
         (
             lambda: keras_rda.MRDA(penalty=keras.optimizers.schedules.CosineDecay(1e-3, 10)),
             0.9,
@@ -282,6 +283,20 @@ class OwnPenalty(keras_rda.Penalty):
             "follows a schedule",
         ),
         (lambda: keras_rda.MRDA(penalty=OwnPenalty(1e-5)), 0.9, TypeError, "OwnPenalty does not define it"),
+        (
+            lambda: keras.optimizers.MultiOptimizer(
+                keras.optimizers.OptimizerMap(keras.optimizers.SGD(), {".*kernel": keras_rda.MRDA()})
+            ),
+            0.9,
+            TypeError,
+            "steers the λ of the one optimizer of a model, but this is compiled with MultiOptimizer",
+        ),
+        (
+            lambda: keras_rda.MRDA(penalty=keras_rda.L1L2(1e-3, 1e-2)),
+            {"conv": 0.9},
+            TypeError,
+            "λ is only a part of L1L2: give one target for the whole model",
+        ),
         (lambda: keras_rda.MRDA(), {"conv9": 0.9}, ValueError, r"'conv9' is in the path of no penalised kernel; they"),
         (lambda: keras_rda.MRDA(), {"conv": 0.9, "kernel": 0.8}, ValueError, "a kernel has two targets"),
         (
@@ -305,9 +320,95 @@ def test_target_below_the_present_sparsity(digits):
         fit(compiled(model, keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.5, interval=1)], epochs=30)
 
 
-def test_target_with_too_few_batches(digits):
-    with pytest.raises(ValueError, match=r"cannot steer 4 batches: fewer than twenty measurements"):
-        fit(compiled(small_network(), keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.9)])
+@pytest.mark.parametrize("accumulation", [None, 4])
+def test_target_with_too_few_batches(accumulation, digits):
+    optimizer = keras_rda.XRDA(gradient_accumulation_steps=accumulation)
+    epochs = 2 if accumulation is None else 40
+    message = rf"cannot steer {2 * epochs} batches of {accumulation or 1} an update: fewer than twenty measurements"
+    with pytest.raises(ValueError, match=message):
+        fit(compiled(small_network(), optimizer), digits, [keras_rda.TargetSparsity(0.9, interval=4)], epochs=epochs)
+
+
+def dense_network():
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+    for name in ("first", "second"):
+        layers += [keras.layers.Dense(32, name=name), keras.layers.BatchNormalization(momentum=0.9)]
+    return keras.Sequential([*layers, keras.layers.Dense(10, name="third")])
+
+
+class Sigmas(keras.callbacks.Callback):
+    """σ of the kernels after each batch."""
+
+    def on_train_begin(self, logs=None):
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(keras_rda.sparsity(self.model, kernels_only=True))
+
+
+def steer(model, digits, target, **kwargs):
+    """Steer in epochs of 32 batches; return σ after each batch."""
+    target, sigmas = keras_rda.TargetSparsity(target, interval=2), Sigmas()
+    model.fit(digits[0][:512], digits[1][:512], batch_size=16, verbose=0, callbacks=[target, sigmas], **kwargs)
+    return sigmas.seen
+
+
+SHORT = "ignore:TargetSparsity. .* ended at σ"  # of runs too short to end within half a point
+
+
+@pytest.mark.filterwarnings(SHORT)
+def test_steering_begins_at_the_present_sparsity_and_epoch(digits):
+    """A second stage goes on from the zeros of the first, whatever its initial epoch."""
+    model = compiled(dense_network(), keras_rda.MRDA(center="initial"))
+    steer(model, digits, 0.8, epochs=6)
+    model = compiled(model, keras_rda.MRDA(center="initial"))
+    sigma = steer(model, digits, 0.9, initial_epoch=20, epochs=26)
+    assert min(sigma[2:]) > 0.75
+    assert sigma[4] < 0.86
+    assert sigma[-1] == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.filterwarnings(SHORT)
+def test_steering_of_single_kernels_does_not_outlast_it(digits):
+    model = compiled(dense_network(), keras_rda.MRDA())
+    steer(model, digits, {"second": 0.8}, epochs=4)
+    exponents = model.optimizer.strength_exponents
+    assert np.ptp(keras.ops.convert_to_numpy(exponents)) > 0
+    sigma = steer(model, digits, 0.9, epochs=4)
+    assert sigma[-1] == pytest.approx(0.9, abs=0.02)
+    assert not np.any(keras.ops.convert_to_numpy(exponents))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras on JAX refuses an optimizer built with other variables")
+def test_steering_after_a_layer_was_frozen(digits):
+    """Positions are those of the optimizer, which was built with all layers."""
+    model = compiled(dense_network(), keras_rda.XRDA(0.5))
+    steer(model, digits, 0.5, epochs=4)
+    model.get_layer("first").trainable = False
+    model.compile(model.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    first = values([model.get_layer("first").kernel])[0]
+    steer(model, digits, {"second": 0.9}, epochs=4)
+    np.testing.assert_array_equal(values([model.get_layer("first").kernel])[0], first)
+    assert np.mean(values([model.get_layer("second").kernel])[0] == 0) == pytest.approx(0.9, abs=0.005)
+
+
+def test_steering_under_gradient_accumulation(digits):
+    optimizer = keras_rda.ProxSGD(0.02, 1e-5, momentum=0.9, exponent=0.0, gradient_accumulation_steps=4)
+    sigma = steer(compiled(dense_network(), optimizer), digits, 0.9, epochs=24)
+    assert sigma[-1] == pytest.approx(0.9, abs=0.005)
+    assert max(sigma) < 0.97
+
+
+def test_large_trim_is_reported(digits):
+    """The rate is nearly zero and the zeros are frozen, so those that are missing come after the last batch."""
+    model = dense_network()
+    for name in ("first", "second", "third"):
+        kernel = model.get_layer(name).kernel
+        (weights,) = values([kernel])
+        kernel.assign(np.where(np.abs(weights) < np.quantile(np.abs(weights), 0.87), 0, weights))
+    keras_rda.freeze_zeros(model)
+    with pytest.warns(UserWarning, match=r"reached σ = 0\.9 only after the last batch, when zeroing 30 % more weights"):
+        steer(compiled(model, keras_rda.ProxSGD(1e-9, 1e-9)), digits, 0.9, epochs=2)
 
 
 def test_target_needs_the_length_of_training(digits):
@@ -315,12 +416,10 @@ def test_target_needs_the_length_of_training(digits):
         while True:
             yield digits[0][:32], digits[1][:32]
 
-    model = compiled(small_network(), keras_rda.XRDA())
-    callback = keras_rda.TargetSparsity(0.9)
-    callback.set_model(model)
-    callback.set_params({"epochs": 1, "steps": None})
     with pytest.raises(ValueError, match="so pass steps_per_epoch"):
-        callback.on_train_begin()
+        compiled(small_network(), keras_rda.XRDA()).fit(
+            batches(), shuffle=False, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0
+        )
 
 
 class Stop(keras.callbacks.Callback):

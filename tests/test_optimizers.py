@@ -109,6 +109,14 @@ def test_rmda_restarts_where_a_piecewise_constant_rate_drops():
     np.testing.assert_allclose(values([optimizer._slots[0]["gradient_sum"]])[0], 0.1, rtol=1e-6)
 
 
+def test_rmda_restarts_with_the_rate_under_accumulation():
+    """Keras' schedules count batches: the rate falls with the batch 6, which is in the third update of two."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([5, 6, 11], [1.0, 0.5, 0.25, 0.125])
+    rates = [float(schedule(2 * update + 1)) for update in range(8)]
+    drops = tuple(t for t in range(1, 8) if rates[t] != rates[t - 1])
+    assert keras_rda.RMDA(schedule, gradient_accumulation_steps=2).restarts == drops == (3, 6)
+
+
 def test_restart_waits_for_the_variable_s_own_update():
     """A variable without gradient in the update after its restart keeps its sums."""
     kernel, other = variables(np.ones((2, 2)), np.ones((2, 2)))

@@ -174,6 +174,26 @@ def test_layout_from_the_layers_of_a_model():
     assert sum(map(optimizer.penalizes, range(len(model.trainable_variables)))) == 9
 
 
+def test_layout_goes_by_whole_names():
+    """Keras' default names contain one another: conv2d in depthwise_conv2d, dense in einsum_dense."""
+    layers = keras.layers
+    images = keras.Input((8, 8, 4))
+    x = layers.DepthwiseConv2D(3)(layers.Conv2D(6, 3)(images))
+    x = layers.Conv2DTranspose(5, 3, name="up_conv2d")(x)
+    x = layers.Dense(4, name="transposed")(layers.GlobalAveragePooling2D()(x))
+    x = layers.EinsumDense("ab,cb->ac", output_shape=(3,))(layers.Dense(5)(x))
+    model = keras.Model(images, x)
+    axes = {"inputs": [(2,), (2,), (3,), (0,), (0,), (1,)], "outputs": [(3,), (2, 3), (2,), (1,), (1,), (0,)]}
+    kernels = [variable for variable in model.trainable_variables if variable.name == "kernel"]
+    for groups, expected in axes.items():
+        for layout in (model, keras_rda.GroupL1(1.0, groups, model).layout):
+            penalty = keras_rda.GroupL1(1.0, groups, layout)
+            assert [penalty.for_variable(kernel)._axes for kernel in kernels] == expected
+    own = keras_rda.GroupL1(1.0, layout={"query": 2, "block/query": (0, 1)})
+    assert own.for_variable(kernel((4, 5, 6), "block/query/kernel"))._axes == (0, 1)
+    assert own.for_variable(kernel((4, 5, 6), "query/kernel"))._axes == (2,)
+
+
 @pytest.mark.parametrize(
     ("path", "layout"), [("einsum/kernel", None), ("mha/query/kernel", None), ("einsum/kernel", {"einsum": 3})]
 )
@@ -185,8 +205,17 @@ def test_unknown_groups(path, layout):
 def test_group_arguments():
     with pytest.raises(ValueError, match=r'groups must be "inputs" .* or "outputs" .*; received \'filters\''):
         keras_rda.GroupL1(1.0, groups="filters")
-    with pytest.raises(ValueError, match=r"layout\['dense'\] must be an axis or a tuple of axes"):
-        keras_rda.GroupL1(1.0, layout={"dense": ()})
+    for axes in ((), 1.5, "01", ("a",)):
+        with pytest.raises(ValueError, match=r"layout\['dense'\] must be an axis or a tuple of axes; received"):
+            keras_rda.GroupL1(1.0, layout={"dense": axes})
+    with pytest.raises(TypeError, match=r"layout must be a built Keras model, or a dict .*; received \[3\]"):
+        keras_rda.GroupL1(1.0, layout=[3])
+    unbuilt = keras.Sequential([keras.layers.Dense(3)], name="unbuilt")
+    with pytest.raises(ValueError, match="layout='unbuilt' has no kernels yet: build the model first"):
+        keras_rda.GroupL1(1.0, layout=unbuilt)
+    unbuilt.build((None, 2))
+    with pytest.raises(ValueError, match=r"the model 'unbuilt', which layout was given, has no kernel 'other/kernel'"):
+        keras_rda.GroupL1(1.0, layout=unbuilt).for_variable(kernel((2, 3), "other/kernel"))
     with pytest.raises(ValueError, match="knows no input channels in 'an array' of shape"):
         keras_rda.GroupL1(1.0).value(np.ones(3, "float32"))
 

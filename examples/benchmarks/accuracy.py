@@ -113,9 +113,8 @@ def train(cell):
         fit(model, sgd(task, len(batches) * (cell.epochs - tuning)), cell.epochs - tuning)
         threshold(model, cell.sparsity)
         keras_rda.freeze_zeros(model)
-        for layer in model.layers:
-            if hasattr(layer, "kernel_regularizer"):
-                layer.kernel_regularizer = None
+        for variable in model.trainable_variables:
+            variable.regularizer = None  # what Keras computes the loss from; the layer's own attribute is not
         history = fit(model, sgd(task, len(batches) * tuning), cell.epochs, cell.epochs - tuning)
     else:
         model = task.network(keras, keras.layers, task.input_shape)

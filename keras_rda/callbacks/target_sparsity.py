@@ -14,30 +14,33 @@ from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 class TargetSparsity(keras.callbacks.Callback):
     """Steers λ so that training ends at a wanted σ, on every optimizer of this package that has a penalty.
 
-    σ should be `target·(1 − (1 − u)³)`, with u going from 0 to 1 between the shares `begin` and `end` of training, and
-    stay at the target from there. Until `begin`, the warm-up, λ stays as given. Every `interval` batches λ is set anew:
-    for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights follow from its sums at any λ, to a quantile that gives
-    the wanted σ; else by a feedback, times a factor that grows with the distance, in log-odds, between where σ is
-    heading and where it should be. `XRDA`, whose averages remember what a zero would be, has both: the quantile bounds
-    the feedback, which brings surplus zeros back, and replaces it from `end` on. After the last batch the smallest
-    weights that are missing to the target become zero.
+    σ should be `σ_0 + (target − σ_0)·(1 − (1 − u)³)`, with σ_0 as it is when training begins and u going from 0 to 1
+    between the shares `begin` and `end` of training, and stay at the target from there. Until `begin`, the warm-up, λ
+    stays as given. Every `interval` updates λ is set anew: for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights
+    follow from its sums at any λ, to a quantile that gives the wanted σ; else by a feedback, times a factor that grows
+    with the distance, in log-odds, between where σ is heading and where it should be. `XRDA`, whose averages remember
+    what a zero would be once its rate has fallen, has both: the quantile bounds the feedback, which brings surplus
+    zeros back, and replaces it from `end` on. After the last batch the smallest weights that are missing to the target
+    become zero.
 
     λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`. These and what the
-    steering remembers are saved with the optimizer's state, so a resumed run steers on. Training that ends more than
-    half a point away from a target gives a warning.
+    steering remembers are saved with the optimizer's state, so a resumed run steers on; after `fit` has ended, the next
+    one begins anew, at its `initial_epoch`. Training that ends more than half a point away from a target, or gets there
+    only by zeroing many weights after the last batch, gives a warning.
 
     Args:
         target: σ over the penalised kernels at the end, a number above 0 and below 1; or a dict from parts of kernels'
             paths to their own targets, `{"conv2d_3": 0.98, "dense": 0.5}`: other kernels keep λ as given.
         per_layer: True steers every penalised kernel to `target` by itself. False, the default, lets one λ decide
-            where the zeros are, which costs less accuracy.
+            where the zeros are.
         begin: Share of training at which σ starts to rise, from 0 to below `end`. Defaults to 0.
         end: Share of training at which σ should have reached the target, at most 1. Defaults to 0.75.
-        interval: Batches from one measurement to the next, a positive whole number. Defaults to 8.
+        interval: Updates from one measurement to the next, a positive whole number; each reads all penalised kernels.
+            Defaults to 8.
 
     Raises:
-        TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, or its penalty
-            no `magnitude` to steer by.
+        TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, its penalty no
+            `magnitude` to steer by, or single kernels a penalty of which λ is only a part (`L1L2`).
         ValueError: an argument is out of its range; when training begins, a target that cannot be met: below the
             present σ, of kernels too small for it, of names that match nothing, or with too few batches to steer.
 
@@ -70,7 +73,7 @@ class TargetSparsity(keras.callbacks.Callback):
         interval: int = 8,
     ) -> None:
         super().__init__()
-        targets = target.values() if isinstance(target, dict) and target else [target]
+        targets = target.values() if isinstance(target, Mapping) and target else [target]
         for value in targets:
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(
@@ -82,16 +85,16 @@ class TargetSparsity(keras.callbacks.Callback):
                     f"TargetSparsity: a target σ must be above 0 and below 1, for example 0.95; received {value!r}. At "
                     "1 every kernel would be zero and the network constant."
                 )
-        if isinstance(target, dict) and per_layer:
+        if isinstance(target, Mapping) and per_layer:
             raise ValueError("TargetSparsity: per_layer=True goes with one target for all kernels, not with a dict.")
-        if not 0 <= begin < end <= 1:
+        if not (isinstance(begin, numbers.Real) and isinstance(end, numbers.Real) and 0 <= begin < end <= 1):
             raise ValueError(
                 "TargetSparsity: begin and end are shares of training with 0 ≤ begin < end ≤ 1; received "
                 f"begin={begin!r}, end={end!r}."
             )
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        if isinstance(interval, bool) or not isinstance(interval, numbers.Integral) or interval < 1:
             raise ValueError(
-                f"TargetSparsity: interval must be a positive whole number of batches; received {interval!r}."
+                f"TargetSparsity: interval must be a positive whole number of updates; received {interval!r}."
             )
         self.target, self.per_layer, self.begin, self.end, self.interval = target, per_layer, begin, end, interval
 
@@ -101,37 +104,63 @@ class TargetSparsity(keras.callbacks.Callback):
             raise ValueError(
                 "TargetSparsity must know how long training is: the data has no length, so pass steps_per_epoch."
             )
-        self._batches = self.params["steps"] * self.params["epochs"]
-        if self._batches * (self.end - self.begin) < 20 * self.interval:
-            raise ValueError(
-                f"TargetSparsity(begin={self.begin}, end={self.end}, interval={self.interval}) cannot steer "
-                f"{self._batches} batches: fewer than twenty measurements lie between begin and end. Train longer, "
-                f"or choose an interval of at most {max(1, int(self._batches * (self.end - self.begin) / 20))}."
-            )
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
         self._groups = self._make_groups(optimizer)
+        self._first_epoch = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._first_batch = self._position = epoch * self.params["steps"]
+        if self._first_epoch is None:  # in on_train_begin Backup may have restored nothing yet
+            self._begin(self._optimizer(), epoch)
+        self._first_batch = self._position = (epoch - self._first_epoch) * self.params["steps"]
+
+    def _begin(self, optimizer, epoch):
+        """Begin steering in `epoch`, or go on with what was begun by a run that did not end."""
+        begun = {round(group.recall(optimizer, "begun")) for group in self._groups}
+        if len(begun) == 1 and 1 <= min(begun) <= epoch + 1:
+            epoch = begun.pop() - 1
+        else:
+            optimizer.strength_exponents.assign(np.zeros(optimizer.strength_exponents.shape))
+            for group in self._groups:
+                sigma = group.measure(optimizer)
+                # At σ = 1, where RDA begins, the first step forgets it.
+                group.remember(optimizer, initial_sparsity=sigma if sigma < 1 else 0.0, begun=epoch + 1)
+        self._first_epoch = epoch
+        self._batches = self.params["steps"] * (self.params["epochs"] - epoch)
+        batches_an_update = optimizer.gradient_accumulation_steps or 1
+        self._interval = self.interval * batches_an_update
+        if self._batches * (self.end - self.begin) < 20 * self._interval:
+            longest = int(self._batches * (self.end - self.begin) / 20 / batches_an_update)
+            raise ValueError(
+                f"TargetSparsity(begin={self.begin}, end={self.end}, interval={self.interval}) cannot steer "
+                f"{self._batches} batches of {batches_an_update} an update: fewer than twenty measurements lie between "
+                f"begin and end. Train longer, or choose an interval of at most {max(1, longest)}."
+            )
 
     def on_train_batch_end(self, batch, logs=None):
         before, self._position = self._position, self._first_batch + batch + 1
         if self._position == self._batches:
             for group in self._groups:
                 group.trim(self._optimizer(), self.LARGEST_TRIM)
-        elif before // self.interval != self._position // self.interval:
+        elif before // self._interval != self._position // self._interval:
             self._steer(self._optimizer())
 
     def on_train_end(self, logs=None):
         optimizer = self._optimizer()
+        advice = f"Train longer, or let σ reach the target earlier (end={self.end})."
         for group in self._groups:
             sigma = group.measure(optimizer, optimizer.weight)
-            group.remember(optimizer, 0.0)  # this steering has ended
+            group.remember(optimizer, **dict.fromkeys(optimizer.STEERING, 0.0))  # this steering has ended
             if abs(sigma - group.target) > self.TOLERANCE:
                 warnings.warn(
                     f"TargetSparsity: {group.name} ended at σ = {sigma:.4f}, not at {group.target}; λ is "
-                    f"{group.strength(optimizer):g}. Train longer, or let σ reach the target earlier (end={self.end}).",
+                    f"{group.strength(optimizer):g}. {advice}",
+                    stacklevel=2,
+                )
+            elif group.trimmed > self.MARGIN - 1 + self.TOLERANCE:
+                warnings.warn(
+                    f"TargetSparsity: {group.name} reached σ = {group.target} only after the last batch, when zeroing "
+                    f"{100 * group.trimmed:.0f} % more weights than it keeps may have cost accuracy. {advice}",
                     stacklevel=2,
                 )
 
@@ -140,8 +169,9 @@ class TargetSparsity(keras.callbacks.Callback):
         optimizer = inner_optimizer(self.model)
         if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
             raise TypeError(
-                f"TargetSparsity steers the λ of a keras_rda optimizer, but the model is compiled with "
-                f"{type(optimizer).__name__}, which has none. Choose MRDA, RDA, RMDA, XRDA, ProxSGD or SqrtProxSGD."
+                "TargetSparsity steers the λ of the one optimizer of a model, but this is compiled with "
+                f"{type(optimizer).__name__}, which has none of its own. Choose MRDA, RDA, RMDA, XRDA, ProxSGD or "
+                "SqrtProxSGD."
             )
         if optimizer.penalty.scheduled:
             raise TypeError(
@@ -152,13 +182,24 @@ class TargetSparsity(keras.callbacks.Callback):
                 f"TargetSparsity reads from the penalty's magnitude(w) which λ gives which σ, and "
                 f"{type(optimizer.penalty).__name__} does not define it. Define it, or choose L1, L1L2 or GroupL1."
             )
+        if not optimizer.penalty.proportional and (self.per_layer or isinstance(self.target, Mapping)):
+            raise TypeError(
+                "TargetSparsity steers single kernels by scaling all of their penalty, but λ is only a part of "
+                f"{type(optimizer.penalty).__name__}: give one target for the whole model, or choose L1 or GroupL1."
+            )
         return optimizer
 
     def _make_groups(self, optimizer):
-        paths = {i: v.path for i, v in enumerate(self.model.trainable_variables) if optimizer.penalizes(i)}
+        # Of the optimizer's variables, which may have been frozen since it was built.
+        trained = set(map(id, self.model.trainable_variables))
+        paths = {
+            i: variable.path
+            for i, variable in enumerate(optimizer._trainable_variables)
+            if optimizer.penalizes(i) and id(variable) in trained
+        }
         if not paths:
             raise ValueError("TargetSparsity has nothing to steer: the optimizer penalises no variable of the model.")
-        if isinstance(self.target, dict):
+        if isinstance(self.target, Mapping):
             groups = []
             for part, target in self.target.items():
                 indices = [i for i, path in paths.items() if part in path]
@@ -175,7 +216,7 @@ class TargetSparsity(keras.callbacks.Callback):
         elif self.per_layer:
             groups = [_Steered(path, [i], self.target) for i, path in paths.items()]
         else:
-            groups = [_Steered("the model", list(paths), self.target)]
+            groups = [_Steered("the model", list(paths), self.target, whole_model=True)]
         for group in groups:
             units = sum(optimizer.penalized_units(i) for i in group.indices)
             nearest = round(group.target * units) / units
@@ -187,7 +228,7 @@ class TargetSparsity(keras.callbacks.Callback):
                 )
             sigma = group.measure(optimizer)
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
-            if not group.remembered(optimizer) and group.target + self.TOLERANCE < sigma < 1:
+            if not group.recall(optimizer, "begun") and group.target + self.TOLERANCE < sigma < 1:
                 raise ValueError(
                     f"TargetSparsity: the target {group.target} of {group.name} is below its present σ = {sigma:.4f}, "
                     "and steering does not bring weights back. Choose a target above it, or train from dense weights."
@@ -195,31 +236,32 @@ class TargetSparsity(keras.callbacks.Callback):
         return groups
 
     def _steer(self, optimizer):
-        progress, interval = self._position / self._batches, self.interval / self._batches
+        progress, interval = self._position / self._batches, self._interval / self._batches
         for group in self._groups:
+            initial = group.recall(optimizer, "initial_sparsity")
             # One interval ahead, which is how long the new λ has to serve.
-            wanted, limit = self._wanted(progress + interval, group.target), math.inf
+            wanted, limit = self._wanted(progress + interval, initial, group.target), math.inf
             if progress > self.begin and (strengths := group.critical_strengths(optimizer)) is not None:
                 limit = float(np.quantile(strengths, wanted))
                 if not optimizer.strength_in_state or progress >= self.end:
-                    group.remember(optimizer, 1 - wanted)
+                    group.remember(optimizer, measured_density=1 - wanted)
                     group.set_strength(optimizer, limit)
                     continue
-            before, sigma = group.remembered(optimizer), group.measure(optimizer)
-            group.remember(optimizer, 1 - sigma)
+            before, sigma = group.recall(optimizer, "measured_density"), group.measure(optimizer)
+            group.remember(optimizer, measured_density=1 - sigma)
             if progress <= self.begin:
                 continue
             now = _log_odds(sigma)
             heading = now + self.LOOK_AHEAD * (now - _log_odds(1 - before) if before else 0.0)
             aim = max(1 - self.MARGIN * (1 - group.target), group.target / self.MARGIN)
-            error = _log_odds(self._wanted(progress + self.LOOK_AHEAD * interval, aim)) - heading
-            change = min(max(self.GAIN * error, -self.LARGEST_CHANGE), self.LARGEST_CHANGE)
+            aim = self._wanted(progress + self.LOOK_AHEAD * interval, min(initial, aim), aim)
+            change = min(max(self.GAIN * (_log_odds(aim) - heading), -self.LARGEST_CHANGE), self.LARGEST_CHANGE)
             strength = max(group.strength(optimizer), group.SMALLEST) * math.exp(change)
             group.set_strength(optimizer, min(strength, limit))
 
-    def _wanted(self, progress, target):
+    def _wanted(self, progress, initial, target):
         u = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
-        return target * (1 - (1 - u) ** 3)
+        return initial + (target - initial) * (1 - (1 - u) ** 3)
 
 
 class _Steered:
@@ -227,9 +269,9 @@ class _Steered:
 
     SMALLEST, LARGEST = 1e-12, 1e6  # λ: float32 and what a step can use
 
-    def __init__(self, name, indices, target):
-        self.name, self.indices, self.target = name, indices, target
-        self.whole_model = name == "the model"
+    def __init__(self, name, indices, target, whole_model=False):
+        self.name, self.indices, self.target, self.whole_model = name, indices, target, whole_model
+        self.trimmed = 0.0  # weights or groups that `trim` has zeroed, relative to those it has kept
 
     def measure(self, optimizer, weights_of=None):
         """σ now, of `weights_of(index)`: by default of what the weights are moving to."""
@@ -240,17 +282,20 @@ class _Steered:
             size += math.prod(weights.shape)
         return zeros / size
 
-    def remember(self, optimizer, density):
-        """Keep the density 1 − σ for the next time; zero forgets."""
-        self._set_entry(optimizer.measured_density, density)
+    def remember(self, optimizer, **numbers_by_row):
+        """Keep numbers in rows of `STEERING`; zero forgets."""
+        array = keras.ops.convert_to_numpy(optimizer.steering).copy()
+        for row, number in numbers_by_row.items():
+            array[optimizer.STEERING.index(row), self.indices] = number
+        optimizer.steering.assign(array)
 
-    def remembered(self, optimizer):
-        """The density that was kept, or zero."""
-        return self._entry(optimizer.measured_density)
+    def recall(self, optimizer, row):
+        """A number that was kept, or zero."""
+        return float(keras.ops.convert_to_numpy(optimizer.steering)[optimizer.STEERING.index(row), self.indices[0]])
 
     def strength(self, optimizer):
-        exponent = 0.0 if self.whole_model else self._entry(optimizer.strength_exponents)
-        return float(optimizer.penalty.strength.numpy()) * math.exp(exponent)
+        exponent = float(keras.ops.convert_to_numpy(optimizer.strength_exponents)[self.indices[0]])
+        return float(optimizer.penalty.strength.numpy()) * math.exp(exponent)  # of the whole model zero
 
     def trim(self, optimizer, share):
         """Zero the smallest weights or groups that are missing to the target: at most `share` of the nonzero ones."""
@@ -264,6 +309,7 @@ class _Steered:
         limit = every[wanted - 1]
         if np.count_nonzero(every <= limit) - wanted >= missing:  # a group too large
             return
+        self.trimmed = missing / (len(every) - wanted)
         for index, size in sizes.items():
             optimizer.set_weight(index, keras.ops.where(size <= limit, 0.0, weights[index]))
 
@@ -284,16 +330,9 @@ class _Steered:
         else:
             if float(optimizer.penalty.strength.numpy()) == 0:
                 optimizer.penalty.strength = self.SMALLEST
-            exponent = math.log(strength / float(optimizer.penalty.strength.numpy()))
-            self._set_entry(optimizer.strength_exponents, exponent)
-
-    def _entry(self, vector):
-        return float(keras.ops.convert_to_numpy(vector)[self.indices[0]])
-
-    def _set_entry(self, vector, value):
-        array = keras.ops.convert_to_numpy(vector).copy()
-        array[self.indices] = value
-        vector.assign(array)
+            exponents = keras.ops.convert_to_numpy(optimizer.strength_exponents).copy()
+            exponents[self.indices] = math.log(strength / float(optimizer.penalty.strength.numpy()))
+            optimizer.strength_exponents.assign(exponents)
 
 
 def _log_odds(share):

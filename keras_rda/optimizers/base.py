@@ -48,6 +48,9 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         ValueError: an argument is out of its range; the message gives the range.
     """
 
+    # What TargetSparsity remembers for a variable: the density 1 − σ when last measured; σ when steering began; 1 + the
+    # epoch in which it began. Zero is never, or dense.
+    STEERING = ("measured_density", "initial_sparsity", "begun")
     strength_in_state = True  # whether the slots, and so the weights, depend on λ of earlier steps
     starts_from_weights = True  # whether `step` uses its argument `weights` after the first step
 
@@ -178,11 +181,11 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
         if self.penalty is not None:
             # TargetSparsity's state, saved with the optimizer's: λ of a variable is penalty.strength times e to its
-            # exponent, and the density 1 − σ as it was when last measured, zero if never. Zero is also what state that
-            # was saved before the first step is restored to.
-            shape, options = (len(variables),), {"dtype": "float32", "aggregation": "only_first_replica"}
-            self.strength_exponents = self.add_variable(shape, name="strength_exponents", **options)
-            self.measured_density = self.add_variable(shape, name="measured_density", **options)
+            # exponent; `steering` has a row for each of `STEERING`. Zero throughout is what state that was saved before
+            # the first step is restored to.
+            options = {"dtype": "float32", "aggregation": "only_first_replica"}
+            self.strength_exponents = self.add_variable((len(variables),), name="strength_exponents", **options)
+            self.steering = self.add_variable((len(self.STEERING), len(variables)), name="steering", **options)
         self._slots = [self.add_slots(variable, self.penalizes(i)) for i, variable in enumerate(variables)]
         for variable, slots in zip(variables, self._slots, strict=True):
             if self.starts_from_weights and keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16"):

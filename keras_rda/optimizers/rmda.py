@@ -64,8 +64,11 @@ class RMDA(DualAveraging):
         self.averaging = float(averaging)
         self.restarts = _check_restarts(restarts)
         if restarts is None and isinstance(learning_rate, keras.optimizers.schedules.PiecewiseConstantDecay):
-            # The rate of the update t is the schedule's at t − 1, which changes where that exceeds the boundary.
-            self.restarts = _check_restarts([int(boundary) + 1 for boundary in learning_rate.boundaries])
+            # The rate of update t is the schedule's at t·(batches an update) − 1, which changes where that exceeds the
+            # boundary: Keras' schedules count batches.
+            batches = self.gradient_accumulation_steps or 1
+            restarts = {(int(boundary) + 1) // batches for boundary in learning_rate.boundaries}
+            self.restarts = _check_restarts(sorted(restarts - {0}))
 
     def _stage(self, steps):
         start = ops.zeros_like(steps)
@@ -97,11 +100,13 @@ class RMDA(DualAveraging):
 
 
 def _check_restarts(restarts):
-    restarts = tuple(restarts or ())
-    whole = all(isinstance(r, int) and not isinstance(r, bool) and r > 0 for r in restarts)
+    restarts = () if restarts is None else restarts
+    whole = isinstance(restarts, Sequence) and all(
+        isinstance(r, numbers.Integral) and not isinstance(r, bool) and r > 0 for r in restarts
+    )
     if not whole or list(restarts) != sorted(set(restarts)):
         raise ValueError(
             f"RMDA: restarts must be increasing whole numbers of updates, for example (1000, 1500); received "
-            f"{restarts}."
+            f"{restarts!r}."
         )
-    return restarts
+    return tuple(map(int, restarts))
