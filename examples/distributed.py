@@ -120,7 +120,7 @@ def train(arguments, worker, workers):
     def step(x, y):
         return strategy.reduce("SUM", strategy.run(replica_step, (x, y)), axis=None)
 
-    callbacks = [keras_rda.TargetSparsity(arguments.sparsity, interval=4)]
+    callbacks = [keras_rda.TargetSparsity(arguments.sparsity)]
     own = tempfile.TemporaryDirectory()
     if arguments.backup:
         # One worker writes the backup that all of them go on from; the others keep a copy.

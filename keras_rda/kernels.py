@@ -11,6 +11,11 @@ def variable_path(variable):
     return getattr(variable, "path", None) or variable.name.split(":")[0]
 
 
+def longest_part(path, parts):
+    """The longest of `parts` that is made of whole names in `path`, or None: "conv2d" is none of "conv2d_1/kernel"."""
+    return max((part for part in parts if f"/{part.strip('/')}/" in f"/{path}/"), key=len, default=None)
+
+
 def is_kernel(variable):
     """Whether `variable` is penalised unless excluded: rank ≥ 2, no embedding table, bias or normalisation weight.
 

@@ -18,7 +18,20 @@ class Penalty:
     """Base class: a non-negative `strength` λ times a function with its minimum at zero.
 
     A subclass defines `value` and `prox`, both reading `self.strength`, and registers itself with
-    `keras.saving.register_keras_serializable` to be saved with a model.
+    `keras.saving.register_keras_serializable` to be saved with a model. `XRDA` and `TargetSparsity` need `magnitude`
+    too.
+
+    >>> @keras.saving.register_keras_serializable(package="mine")
+    ... class L0(keras_rda.Penalty):
+    ...     def value(self, w):
+    ...         return self.strength * keras.ops.sum(keras.ops.cast(w != 0, w.dtype))
+    ...
+    ...     def prox(self, w, step):  # hard thresholding
+    ...         return keras.ops.where(self.magnitude(w) > self.strength * step, w, 0.0)
+    ...
+    ...     def magnitude(self, w):
+    ...         return keras.ops.square(w) / 2
+    >>> optimizer = keras_rda.MRDA(1.0, L0(1e-3))
 
     An optimizer holds the penalty object itself and saves its strength with its own state, so λ can be changed while
     training: `self.model.optimizer.penalty.strength = 1e-5` in a callback. (At the end of a batch, reach it this way:
@@ -98,6 +111,8 @@ class Penalty:
     def magnitude(self, w):
         """What the penalty compares with its threshold, a tensor that broadcasts against `w`: |w| for ℓ1.
 
+        `prox(w, step)` is zero exactly where it is at most λ·step.
+
         `TargetSparsity` steers by it; `XRDA` reweights by it, and then calls `prox` with a `step` of the shape of `w`.
         A penalty without it goes with every other optimizer, at a λ of your choice.
         """
@@ -176,6 +191,8 @@ class GroupL1(Penalty):
     A group is the part of a kernel that reads one input channel, or that computes one output filter. Input channels
     are the ones to remove: a channel nobody reads goes exactly, whatever computes it. A kernel of one group, such as
     the first convolution's on grey images, takes the step without penalty: at zero it would make the network constant.
+    It pays in Dense layers and convolutions; `compress` removes nothing from recurrent layers, attention and
+    EinsumDense, whatever is zero there.
 
     Args:
         strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
@@ -250,10 +267,9 @@ class GroupL1(Penalty):
 
     def _axes(self, path, shape):
         """The axes that number the groups of a kernel, as non-negative ints."""
-        # Whole names: "conv2d" is no part of "depthwise_conv2d". A path may have lost its beginning by being loaded.
-        named = [part for part in self.layout if f"/{part}/" in f"/{path}/" or (path and part.endswith(f"/{path}"))]
-        if named:
-            axes = self.layout[max(named, key=len)]
+        part = kernels.longest_part(path, self.layout)
+        if part is not None:
+            axes = self.layout[part]
         elif self._model_name and path:
             raise ValueError(
                 f"GroupL1: the model {self._model_name!r}, which layout was given, has no kernel {path!r}; it has "

@@ -135,7 +135,7 @@ def settings(method="rda", epochs=3):
 
 @pytest.mark.parametrize("method", ["rda", pytest.param("recipe", marks=pytest.mark.every)])
 def test_a_killed_run_goes_on_with_the_same_bits(method, prepared, tmp_path):
-    epochs = 3 if method == "rda" else 8
+    epochs = 3 if method == "rda" else 10
 
     class Killed(Exception):
         pass

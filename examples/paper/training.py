@@ -106,8 +106,7 @@ def train(settings, data_dir, folder, report=print):
     callbacks = [Recorder(dataset, settings, checkpoint, history, report)]
     interval = steps
     if settings.run.method == "recipe":
-        # Short runs are measured more often: steering needs twenty measurements in the three quarters that σ rises.
-        interval = max(1, min(8, steps * settings.epochs * 3 // 80))
+        interval = max(1, min(8, steps * settings.epochs * 3 // 240))  # sixty measurements while σ rises, if it can
         target = keras_rda.TargetSparsity(RECIPE_SPARSITY, interval=interval)
         callbacks.insert(0, target)
     epochs = range(len(history), settings.epochs)

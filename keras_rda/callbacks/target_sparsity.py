@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from keras_rda import kernels
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
 
@@ -23,20 +24,23 @@ class TargetSparsity(keras.callbacks.Callback):
     zeros back, and replaces it from `end` on. After the last batch the smallest weights that are missing to the target
     become zero.
 
-    λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`. These and what the
-    steering remembers are saved with the optimizer's state, so a resumed run steers on; after `fit` has ended, the next
-    one begins anew, at its `initial_epoch`. Training that ends more than half a point away from a target, or gets there
-    only by zeroing many weights after the last batch, gives a warning.
+    σ here is over the kernels that are steered; `keras_rda.sparsity(model, kernels_only=True)` also counts kernels that
+    have no penalty. λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`.
+    These and what the steering remembers are saved with the optimizer's state, so a resumed run steers on; after `fit`
+    has ended, the next one begins anew, at its `initial_epoch`. Training that ends more than half a point away from a
+    target, or gets there only by zeroing many weights after the last batch, gives a warning, as does a rate that falls
+    to zero too early.
 
     Args:
-        target: σ over the penalised kernels at the end, a number above 0 and below 1; or a dict from parts of kernels'
-            paths to their own targets, `{"conv2d_3": 0.98, "dense": 0.5}`: other kernels keep λ as given.
+        target: σ over the penalised kernels at the end, a number above 0 and below 1; or a dict from whole names in
+            kernels' paths to targets that each such kernel gets by itself, `{"conv2d_3": 0.98, "dense": 0.5}`; of
+            several that fit the longest counts. Other kernels keep λ as given.
         per_layer: True steers every penalised kernel to `target` by itself. False, the default, lets one λ decide
             where the zeros are.
         begin: Share of training at which σ starts to rise, from 0 to below `end`. Defaults to 0.
         end: Share of training at which σ should have reached the target, at most 1. Defaults to 0.75.
         interval: Updates from one measurement to the next, a positive whole number; each reads all penalised kernels.
-            Defaults to 8.
+            Defaults to None: 8, or fewer in short training, so that σ is measured sixty times while it rises.
 
     Raises:
         TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, its penalty no
@@ -54,15 +58,17 @@ class TargetSparsity(keras.callbacks.Callback):
     """
 
     TOLERANCE = 0.005
+    LONGEST_INTERVAL, MEASUREMENTS, FEWEST_MEASUREMENTS = 8, 60, 30
     # The feedback: log λ moves by GAIN times the distance in log-odds of σ, LOOK_AHEAD intervals from now if σ goes on
     # as it does, and by at most LARGEST_CHANGE.
     GAIN = 0.3
     LOOK_AHEAD = 2
     LARGEST_CHANGE = 0.5
     # It cannot bring weights back, so it aims at MARGIN times the nonzero weights wanted, and what is missing to the
-    # target after the last batch becomes zero then: at most LARGEST_TRIM times the nonzero weights wanted.
+    # target after the last batch becomes zero then: at most LARGEST_TRIM times the nonzero weights wanted, and with a
+    # warning above NOTABLE_TRIM.
     MARGIN = 1.1
-    LARGEST_TRIM = 0.5
+    LARGEST_TRIM, NOTABLE_TRIM = 0.5, 0.25
 
     def __init__(
         self,
@@ -70,10 +76,12 @@ class TargetSparsity(keras.callbacks.Callback):
         per_layer: bool = False,
         begin: float = 0.0,
         end: float = 0.75,
-        interval: int = 8,
+        interval: int | None = None,
     ) -> None:
         super().__init__()
-        targets = target.values() if isinstance(target, Mapping) and target else [target]
+        targets = [target]
+        if isinstance(target, Mapping) and target:
+            targets = [value if isinstance(name, str) else None for name, value in target.items()]
         for value in targets:
             if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(
@@ -92,7 +100,9 @@ class TargetSparsity(keras.callbacks.Callback):
                 "TargetSparsity: begin and end are shares of training with 0 ≤ begin < end ≤ 1; received "
                 f"begin={begin!r}, end={end!r}."
             )
-        if isinstance(interval, bool) or not isinstance(interval, numbers.Integral) or interval < 1:
+        if interval is not None and (
+            isinstance(interval, bool) or not isinstance(interval, numbers.Integral) or interval < 1
+        ):
             raise ValueError(
                 f"TargetSparsity: interval must be a positive whole number of updates; received {interval!r}."
             )
@@ -100,6 +110,11 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         optimizer = self._optimizer()
+        if not self.model.built:
+            raise ValueError(
+                f"TargetSparsity must know the kernels of the model {self.model.name!r} before it trains, and it is "
+                "not built: add an Input, or call model.build(input_shape)."
+            )
         if self.params["steps"] is None:
             raise ValueError(
                 "TargetSparsity must know how long training is: the data has no length, so pass steps_per_epoch."
@@ -110,31 +125,59 @@ class TargetSparsity(keras.callbacks.Callback):
         self._first_epoch = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._first_epoch is None:  # in on_train_begin Backup may have restored nothing yet
-            self._begin(self._optimizer(), epoch)
+        begins = self._first_epoch is None  # not in on_train_begin, when Backup may have restored nothing yet
+        if begins:
+            self._first_epoch = self._begun_epoch(self._optimizer(), epoch)
         self._first_batch = self._position = (epoch - self._first_epoch) * self.params["steps"]
+        if begins:
+            self._plan(self._optimizer())
 
-    def _begin(self, optimizer, epoch):
-        """Begin steering in `epoch`, or go on with what was begun by a run that did not end."""
+    def _begun_epoch(self, optimizer, epoch):
+        """The epoch in which steering begins, or, if a run that did not end has begun it, in which that did."""
         begun = {round(group.recall(optimizer, "begun")) for group in self._groups}
         if len(begun) == 1 and 1 <= min(begun) <= epoch + 1:
-            epoch = begun.pop() - 1
-        else:
-            optimizer.strength_exponents.assign(np.zeros(optimizer.strength_exponents.shape))
-            for group in self._groups:
-                sigma = group.measure(optimizer)
-                # At σ = 1, where RDA begins, the first step forgets it.
-                group.remember(optimizer, initial_sparsity=sigma if sigma < 1 else 0.0, begun=epoch + 1)
-        self._first_epoch = epoch
-        self._batches = self.params["steps"] * (self.params["epochs"] - epoch)
+            return begun.pop() - 1
+        optimizer.strength_exponents.assign(np.zeros(optimizer.strength_exponents.shape))
+        for group in self._groups:
+            sigma = group.measure(optimizer)
+            # At σ = 1, where RDA begins, the first step forgets it.
+            group.remember(optimizer, initial_sparsity=sigma if sigma < 1 else 0.0, begun=epoch + 1)
+        return epoch
+
+    def _plan(self, optimizer):
+        """How many batches there are to steer, and how often."""
+        self._batches = self.params["steps"] * (self.params["epochs"] - self._first_epoch)
         batches_an_update = optimizer.gradient_accumulation_steps or 1
-        self._interval = self.interval * batches_an_update
-        if self._batches * (self.end - self.begin) < 20 * self._interval:
-            longest = int(self._batches * (self.end - self.begin) / 20 / batches_an_update)
+        rising = self._batches * (self.end - self.begin)
+        interval = self.interval
+        if interval is None:
+            interval = min(self.LONGEST_INTERVAL, max(1, int(rising / batches_an_update / self.MEASUREMENTS)))
+        # Keras calls back once in `steps_per_execution` batches.
+        self._interval = max(interval * batches_an_update, self.model.steps_per_execution)
+        if rising < self.FEWEST_MEASUREMENTS * self._interval:
             raise ValueError(
-                f"TargetSparsity(begin={self.begin}, end={self.end}, interval={self.interval}) cannot steer "
-                f"{self._batches} batches of {batches_an_update} an update: fewer than twenty measurements lie between "
-                f"begin and end. Train longer, or choose an interval of at most {max(1, longest)}."
+                f"TargetSparsity(begin={self.begin}, end={self.end}, interval={self.interval}) measures σ every "
+                f"{self._interval} of {self._batches} batches ({batches_an_update} to an update, "
+                f"{self.model.steps_per_execution} to an execution): fewer than {self.FEWEST_MEASUREMENTS} times "
+                "between begin and end. Train longer, or choose a smaller interval or steps_per_execution."
+            )
+        self._check_rate(optimizer)
+
+    def _check_rate(self, optimizer):
+        """Warn of a schedule that leaves nothing to train with while weights still become zero."""
+        schedule, now = optimizer._learning_rate, int(optimizer._iterations)
+        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            return
+        left = self._batches - self._position
+        rates = [float(schedule(now + batch)) for batch in range(0, left, max(1, left // 20))]
+        at_end = float(schedule(now + max(0, int(self.end * self._batches) - self._position)))
+        if at_end <= 1e-4 * max([float(schedule(0)), *rates]):
+            warnings.warn(
+                f"TargetSparsity: the learning rate's schedule has fallen to {at_end:g} when σ should reach its "
+                f"target, after {self.end:g} of training: the network cannot learn to do without the last weights. Let "
+                "it last as many batches as training (Keras' schedules count batches, under accumulation too), and "
+                "compile anew before training again.",
+                stacklevel=2,
             )
 
     def on_train_batch_end(self, batch, logs=None):
@@ -147,17 +190,24 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         optimizer = self._optimizer()
-        advice = f"Train longer, or let σ reach the target earlier (end={self.end})."
+        advice = f"Train longer, or let σ reach the target earlier: end is {self.end}."
+        if self._position < self._batches:
+            advice = f"Training stopped after {self._position} of {self._batches} batches."
         for group in self._groups:
             sigma = group.measure(optimizer, optimizer.weight)
             group.remember(optimizer, **dict.fromkeys(optimizer.STEERING, 0.0))  # this steering has ended
             if abs(sigma - group.target) > self.TOLERANCE:
+                strength = group.strength(optimizer)
+                if strength >= group.LARGEST:
+                    advice = (
+                        "No λ makes more weights zero: are the learning rate and the gradients above zero, and finite?"
+                    )
                 warnings.warn(
-                    f"TargetSparsity: {group.name} ended at σ = {sigma:.4f}, not at {group.target}; λ is "
-                    f"{group.strength(optimizer):g}. {advice}",
+                    f"TargetSparsity: {group.name} ended at σ = {sigma:.4f}, not at {group.target}; λ is {strength:g}. "
+                    + advice,
                     stacklevel=2,
                 )
-            elif group.trimmed > self.MARGIN - 1 + self.TOLERANCE:
+            elif group.trimmed > self.NOTABLE_TRIM:
                 warnings.warn(
                     f"TargetSparsity: {group.name} reached σ = {group.target} only after the last batch, when zeroing "
                     f"{100 * group.trimmed:.0f} % more weights than it keeps may have cost accuracy. {advice}",
@@ -200,31 +250,25 @@ class TargetSparsity(keras.callbacks.Callback):
         if not paths:
             raise ValueError("TargetSparsity has nothing to steer: the optimizer penalises no variable of the model.")
         if isinstance(self.target, Mapping):
-            groups = []
-            for part, target in self.target.items():
-                indices = [i for i, path in paths.items() if part in path]
-                if not indices:
-                    raise ValueError(
-                        f"TargetSparsity: {part!r} is in the path of no penalised kernel; they are "
-                        f"{list(paths.values())}."
-                    )
-                groups += [_Steered(paths[i], [i], target) for i in indices]
-            if len({group.indices[0] for group in groups}) < len(groups):
+            chosen = {index: kernels.longest_part(path, self.target) for index, path in paths.items()}
+            if unused := [part for part in self.target if part not in chosen.values()]:
                 raise ValueError(
-                    f"TargetSparsity: a kernel has two targets in {self.target}; use longer parts of paths."
+                    f"TargetSparsity: {unused} are whole names in the path of no penalised kernel, or longer ones fit "
+                    f"as well; the kernels are {list(paths.values())}."
                 )
+            groups = [_Steered(paths[i], [i], self.target[part]) for i, part in chosen.items() if part is not None]
         elif self.per_layer:
             groups = [_Steered(path, [i], self.target) for i, path in paths.items()]
         else:
             groups = [_Steered("the model", list(paths), self.target, whole_model=True)]
         for group in groups:
             units = sum(optimizer.penalized_units(i) for i in group.indices)
-            nearest = round(group.target * units) / units
+            nearest = min(max(round(group.target * units), 1), units - 1) / units
             if abs(nearest - group.target) > self.TOLERANCE:
+                choice = f"the nearest σ is {nearest:.4f}. Choose that" if 0 < nearest < 1 else "no σ can be chosen"
                 raise ValueError(
                     f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {units} weights or groups "
-                    f"that become zero together, so the nearest σ is {nearest:.4f}. Choose that, or one target for the "
-                    "whole model."
+                    f"that become zero together, so {choice}, or fewer targets of their own, or a larger network."
                 )
             sigma = group.measure(optimizer)
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
