@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import pytest
 import reference
-from conftest import compiled_steps, values, variables
+from conftest import KINDS, compiled_steps, values, variables
+from hypothesis import given
+from hypothesis import strategies as st
 
 import keras_rda
 
@@ -98,6 +100,44 @@ def test_follows_its_equation(name, rate):
     expected = transcription(w_1.astype("float64"), g, rates(rate), strength)
     zeros = assert_follows(make(rate, strength), w_1, g, expected)
     assert (zeros > 0) == (strength > 0)
+
+
+SIZES = (0.0, 1e-45, 1e-38, 1e-20, 1e-3, 1.0, 1e4, 1e15, 1e30, np.nan, np.inf)
+
+
+@pytest.mark.filterwarnings("ignore:.* has nothing to penalise", "ignore:RDA starts at")
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in KINDS else pytest.mark.every) for n in EQUATIONS])
+@given(data=st.data())
+def test_gradients_of_any_size(name, data):
+    """From denormal to huge; entries that are not finite count as zero; scalars, vectors without penalty, kernels."""
+    make, transcription, strength = EQUATIONS[name]
+    shape = data.draw(st.sampled_from([(), (3,), (2, 2), (1, 1, 2)]))
+    count = int(np.prod(shape))
+    sizes = st.lists(st.sampled_from([*SIZES, *(-size for size in SIZES)]), min_size=count, max_size=count)
+    finite = sizes.map(lambda drawn: [0.5 if not np.isfinite(size) else size for size in drawn])  # for a first step
+    g = [np.array(data.draw(part), "float32").reshape(shape) for part in (finite, sizes, sizes)]
+    is_kernel = len(shape) > 1
+    w_1 = np.full(shape, 0.0 if name == "RDA" and is_kernel else 0.75, "float32")
+    if not is_kernel:
+        strength = 0.0
+        transcription = reference.dual_averaging if name in ("RDA", "MRDA") else transcription
+    seen = [np.where(np.isfinite(gradient), gradient, 0.0) for gradient in g]
+    expected = transcription(w_1.astype("float64"), seen, [0.5] * 3, strength)
+    optimizer, largest = make(0.5, EQUATIONS[name][2]), np.ones(shape)
+    (variable,) = variables(w_1)
+    for gradient, received, wanted in zip(g, seen, expected, strict=True):
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)], [variable])
+        largest = np.maximum(largest, np.abs(received))  # what an entry is rounded by
+        np.testing.assert_array_less(np.abs(values([variable])[0] - wanted), 1e-5 * largest)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.filterwarnings("ignore:.* has nothing to penalise", "ignore:RDA starts at")
+def test_variables_without_entries(name, shape):
+    optimizer, (empty, kernel) = EQUATIONS[name][0](0.5, 0.01), variables(np.zeros(shape), np.full((2, 2), 3.0))
+    optimizer.apply([keras.ops.zeros(shape), keras.ops.ones((2, 2))], [empty, kernel])
+    assert np.all(values([kernel])[0] < 3)
 
 
 def test_prox_sgd_without_penalty_is_keras_sgd():

@@ -311,6 +311,8 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable and its slots; called by Keras."""
+        if 0 in variable.shape:
+            return  # backends refuse the maximum of nothing, and Keras' add on TensorFlow some empty shapes
         index = self._get_variable_index(variable)
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
         weights = ops.cast(variable, "float32")
