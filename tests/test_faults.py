@@ -3,8 +3,10 @@
 import os
 import resource
 import signal
+import sys
 import time
 
+import click
 import keras
 import numpy as np
 import pytest
@@ -128,6 +130,16 @@ def test_command_without_room_keeps_the_old_file(run, tmp_path, command):
     assert "ClickException" in error.read_text()
     assert target.read_bytes() == b"what was there before"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([source.name, target.name, error.name])
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow" or sys.platform != "linux", reason="TensorFlow exports; /proc takes no files"
+)
+@pytest.mark.parametrize("target", ["compress /proc/target.keras", "export /proc/target.tflite"])
+def test_command_without_rights_says_where(tmp_path, target):
+    command, target = target.split()
+    with pytest.raises(click.ClickException, match=r"'/proc/\.target"):
+        command_line([command, str(model_file(tmp_path / "source.keras")), target])
 
 
 def test_backup_without_room_keeps_the_one_before(run, tmp_path):
