@@ -50,7 +50,7 @@ def ResNet18(
         x = block(x, width * 2**stage, 1 if stage == 0 else 2)
         x = block(x, width * 2**stage, 1)
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(images, layers.Dense(classes)(x), name="resnet18")
+    return keras.Model(images, _logits(x, classes), name="resnet18")
 
 
 def VGG16(input_shape: Shape = (32, 32, 3), classes: int = 10, width: int = 64) -> keras.Model:
@@ -93,7 +93,12 @@ def _vgg(name, convolutions, input_shape, classes, width):
             x = layers.ReLU()(_convolution(x, factor * width, 3))
         x = layers.MaxPooling2D()(x)
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(images, layers.Dense(classes)(x), name=name)
+    return keras.Model(images, _logits(x, classes), name=name)
+
+
+def _logits(x, classes):
+    """In float32 whatever the policy: with the eight bits of bfloat16 logits tie."""
+    return keras.layers.Dense(classes, dtype="float32")(x)
 
 
 def _convolution(x, filters, size, strides=1):

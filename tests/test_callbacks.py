@@ -408,6 +408,14 @@ def test_steering_begins_at_the_present_sparsity_and_epoch(digits):
     assert sigma[-1] == pytest.approx(0.9, abs=0.02)
 
 
+def test_no_epoch_left_to_steer(digits):
+    model = compiled(dense_network(), keras_rda.MRDA())
+    before = state(model)
+    assert steer(model, digits, 0.8, initial_epoch=4, epochs=4) == []
+    for ours, theirs in zip(state(model), before, strict=False):  # the optimizer's are new
+        np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.filterwarnings(SHORT)
 def test_steering_of_single_kernels_does_not_outlast_it(digits):
     model = compiled(dense_network(), keras_rda.MRDA())

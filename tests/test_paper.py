@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 
+import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -41,15 +42,30 @@ def run(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
 
 
+DEFAULT = {"table1-rda-1e-06", "table5-vgg16-sgd", "table6-mnist-sgd", "table6-cifar100-rda"}
+
+
 def places():
-    """Every cell of every table with `-m every`; each architecture once by default, but for the deeper of two VGGs."""
-    seen = {"vgg19"}
+    """Every cell of every table with `-m every`; one of each data set and architecture by default, but for VGG19."""
     for name, (_, cells) in tables.TABLES.items():
         for cell in cells:
-            marks = () if cell.run.architecture not in seen else pytest.mark.every
-            seen.add(cell.run.architecture)
+            place = f"{name}-{cell.row}-{cell.column}"
             if cell.run.dataset != "imagenet":
-                yield pytest.param(name, cell, marks=marks, id=f"{name}-{cell.row}-{cell.column}")
+                yield pytest.param(name, cell, marks=() if place in DEFAULT else pytest.mark.every, id=place)
+
+
+def test_every_row_has_its_optimizer():
+    makers = {"rda": keras_rda.MRDA, "prox-sgd": keras_rda.ProxSGD, "sqrt-prox-sgd": keras_rda.SqrtProxSGD}
+    for _, cells in tables.TABLES.values():
+        for run in {cell.run for cell in cells}:
+            optimizer = training.make_optimizer(training.Settings(run, run.epochs), 100)
+            if run.method in makers:
+                assert type(optimizer) is makers[run.method]
+                assert float(optimizer.learning_rate) == pytest.approx(1 / run.gamma)
+                assert optimizer.penalty.strength == run.penalty
+                assert optimizer.weight_decay == run.weight_decay
+            else:
+                assert type(optimizer) is (keras_rda.XRDA if run.method == "recipe" else keras.optimizers.SGD)
 
 
 @pytest.mark.parametrize(("table", "cell"), list(places()))
@@ -64,13 +80,17 @@ def test_every_row_runs(table, cell, prepared, tmp_path):
     (line,) = results.read(file)
     assert results.matching([line], cell.run) == [line]
     epochs = 20 if cell.run.method == "recipe" else 1
-    assert "scaled down: " + line["scaled"] in done.output
-    assert line["scaled"] == f"{epochs} epochs, 32 training images, first stage of 2 of 64 filters"
+    assert "; scaled: " + line["scaled"] in done.output
+    of = f"{epochs} of {cell.run.epochs} epochs"
+    assert line["scaled"] == f"{of}, 32 training images, first stage of 2 of 64 filters"
     assert [0 <= line["top1"] <= line["top5"] <= 1, line["backend"], len(line["history"])] == [True, BACKEND, epochs]
-    assert line["command"].startswith(f"python -m examples.paper {table} --row {cell.row}")
     assert not list((tmp_path / "output").iterdir())  # the checkpoint of a finished run
-    again = run(*arguments, "--output", tmp_path / "output")
-    assert "epoch" not in again.output.replace("epochs", "")
+    # The recorded command is this run's: nothing is left for it to do.
+    start, _, words = line["command"].partition(" -m examples.paper ")
+    assert start == f"KERAS_BACKEND={BACKEND} python"
+    again = run(*words.replace("DIR", str(prepared)).split(), "--results", file, "--output", tmp_path / "output")
+    assert again.exit_code == 0, again.output
+    assert "epoch 1/" not in again.output
     assert len(results.read(file)) == 1
 
 
@@ -116,7 +136,7 @@ def test_imagenet_runs(column, imagenet, tmp_path):
     assert done.exit_code == 0, done.output
     (line,) = results.read(file)
     assert line["dataset"] == "imagenet"
-    assert line["scaled"] == "1 epochs, 8 training images, first stage of 16 of 64 filters"
+    assert line["scaled"] == "1 of 120 epochs, 8 training images, first stage of 16 of 64 filters"
     assert 0 <= line["top1"] <= line["top5"] <= 1
     assert np.isfinite(line["history"][0]["loss"])
     dataset = data.load("imagenet", imagenet, 8)
@@ -189,23 +209,57 @@ def test_render(prepared, tmp_path):
     run("table5", "--row", "vgg16", "--column", "rda", *arguments)
     line = results.read(file)[0]
     same = tables.TABLES["table4"][1][2].run  # as if ResNet18 had been trained: its run stands in five tables
-    results.append(file, line | {"architecture": same.architecture})
+    for seed, top1 in ((1, 0.5), (2, 0.6), (1, 0.8)):  # of equal seeds the newest counts
+        results.append(file, line | {"architecture": same.architecture, "seed": seed, "top1": top1, "sigma": 0.93})
     done = run("render", "--results", file, "--output", tmp_path)
     assert done.exit_code == 0
-    assert f"{100 * line['top1']:.2f} *" in done.output  # far from the paper's
-    assert done.output.count("not run") > 100
+    assert "The paper's tables" in done.output
+    text = (tmp_path / "tables.md").read_text()
+    row = "| rda |  | 70.00 ± 14.14 * | 90.67 |"  # far from the paper's, its σ is not
+    (shown,) = (found for found in text.splitlines() if found.startswith(row))
+    assert "| 0.930 ± 0.000 | 0.94 | 2 1 |" in shown or "| 0.930 ± 0.000 | 0.94 | 1 2 |" in shown
+    assert f"| vgg16 | rda | {100 * line['top1']:.2f} * | 89.01 |" in text
+    assert line["command"] in text
+    assert text.count("not run") > 100
+    assert "Not run with " in text
+    assert text.rstrip().endswith(": table3.")
     assert {plot.name for plot in tmp_path.glob("*.png")} == {f"table{n}-0.png" for n in (1, 2, 4, 5, 6)}
+
+
+def test_lines_that_a_kill_has_cut_off(tmp_path):
+    file = tmp_path / "results.jsonl"
+    settings = training.Settings(tables.TABLES["table4"][1][0].run, 1)
+    line = {name: 0 for name in results.NEEDED} | settings.flat()
+    results.append(file, line)
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[:40])
+    with pytest.warns(UserWarning, match="the last line is cut off"):
+        assert len(results.read(file)) == 1
+    results.append(file, line | {"seed": 1})  # in its place
+    assert [found["seed"] for found in results.read(file)] == [0, 1]
+    file.write_bytes(whole.rstrip(b"\n"))  # only the end of the line is missing
+    results.append(file, line | {"seed": 1})
+    assert [found["seed"] for found in results.read(file)] == [0, 1]
+    other = dataclasses.replace(settings, seed=1)
+    assert results.find(results.read(file), other.flat())["seed"] == 1
+    assert results.find(results.read(file), dataclasses.replace(settings, width=32).flat()) is None
+    for damage, message in ((b"{\n" + whole, "line 1, is no JSON"), (b'{"format": 1}\n', "lacks .'method'")):
+        file.write_bytes(damage)
+        with pytest.raises(ValueError, match=message):
+            results.read(file)
 
 
 def test_bad_input(prepared, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"format": 0}\n')
     arguments = ("--data-dir", prepared, "--results", other, "--output", tmp_path)
+    none = (*arguments[:2], "--results", tmp_path / "no.jsonl")
     for words, message in (
         (("table4", "--row", "mrda", *arguments), "'mrda' is not one of 'sqrt-prox-sgd', 'prox-sgd', 'rda', 'sgd'"),
         (("table7",), "No such command 'table7'"),
         (("table4", *arguments), "line 1, is of another version (format 1 is expected)"),
-        (("table4", *arguments[:2], "--results", tmp_path / "no.jsonl", "--subset", 5), "fewer than a batch of 128"),
+        (("table4", *none, "--subset", 5), "fewer than a batch of 128"),
+        (("table4", *none, "--subset", 65), "There are 64 training images: a subset of 65 is none"),
         (
             ("table4", "--data-dir", tmp_path, "--results", tmp_path / "no.jsonl"),
             "python -m examples.paper prepare cif",
@@ -217,6 +271,33 @@ def test_bad_input(prepared, tmp_path):
         assert message in done.output
     assert other.read_text() == '{"format": 0}\n'
     assert not (tmp_path / "no.jsonl").exists()
+
+
+def test_another_version_does_not_go_on(prepared, tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def kill(text):
+        raise Killed
+
+    with pytest.raises(Killed):
+        training.train(settings(), prepared, tmp_path, kill)
+    monkeypatch.setattr(training, "versions", lambda: {"keras": "0"})
+    with pytest.raises(data.WrongSettings, match=r"was made by .*, and these are .*: delete it to begin anew"):
+        training.train(settings(), prepared, tmp_path)
+
+
+def test_bfloat16(prepared, tmp_path):
+    try:
+        _, model, _ = training.train(
+            dataclasses.replace(settings(epochs=1), dtype="mixed_bfloat16"), prepared, tmp_path
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
+    assert {str(variable.dtype) for variable in model.optimizer.variables} <= {"float32", "int32", "int64"}
+    assert model.layers[2].compute_dtype == "bfloat16"
+    assert model.output.dtype == "float32"
 
 
 def test_too_little_room(prepared, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def table_command(name):
     @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
     @click.option(
         "--dtype",
-        type=click.Choice(["float32", "mixed_bfloat16", "mixed_float16"]),
+        type=click.Choice(["float32", "mixed_bfloat16"]),
         default="float32",
         show_default=True,
         help="What layers compute in; the optimizer's sums are float32.",
@@ -71,31 +71,29 @@ for _name in TABLES:
 
 
 def run_cells(table, cells, seeds, epochs, scale, data_dir, output, file):
-    from examples.paper import training
+    from examples.paper import data, training
 
-    lines = read(file)
     for cell in cells:
         for seed in seeds:
             settings = training.Settings(cell.run, epochs or cell.run.epochs, seed, **scale)
             place = " ".join(filter(None, (table, cell.row, cell.column, f"seed {seed}")))
             scaled = settings.scaled()
-            click.echo(f"{place}: {dataclasses.asdict(cell.run)}" + (f"; scaled down: {scaled}" if scaled else ""))
-            line = results.find(lines, settings)
-            if line is None:
-                try:
+            click.echo(f"{place}: {dataclasses.asdict(cell.run)}" + (f"; scaled: {scaled}" if scaled else ""))
+            try:
+                line = results.find(read(file), settings.flat())  # anew: another process may write to it
+                if line is None:
                     line, _, checkpoint = training.train(settings, data_dir, output, report=click.echo)
-                except (FileNotFoundError, ImportError, ValueError, OSError) as error:
-                    raise click.ClickException(str(error)) from error
-                except Exception as error:
-                    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-                        raise click.ClickException(
-                            f"Memory is too small: lower --batch-size, --width or --subset.\n{error}"
-                        ) from error
-                    raise
-                line["command"] = command_line(table, cell, settings)
-                results.append(file, line)
-                checkpoint.remove()
-                lines.append(line)
+                    line["command"] = command_line(table, cell, settings)
+                    results.append(file, line)
+                    checkpoint.remove()
+            except (data.WrongSettings, FileNotFoundError, ImportError, OSError) as error:
+                raise click.ClickException(str(error)) from error
+            except Exception as error:
+                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in f"{type(error).__name__} {error}".upper():
+                    raise click.ClickException(
+                        f"Memory is too small: lower --batch-size, --width or --subset.\n{error}"
+                    ) from error
+                raise
             click.echo(
                 f"{place}: top-1 {100 * line['top1']:.2f}, top-5 {100 * line['top5']:.2f}, σ {line['sigma']:.4f}"
             )
@@ -112,7 +110,9 @@ def command_line(table, cell, settings):
         default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
         if getattr(settings, name) != default:
             words += ["--" + name.replace("_", "-"), getattr(settings, name)]
-    return " ".join(map(str, ["python -m examples.paper", *words, "--seed", settings.seed]))
+    words += ["--seed", settings.seed, "--data-dir", "DIR"]
+    backend = settings.flat()["backend"]
+    return " ".join(map(str, [f"KERAS_BACKEND={backend} python -m examples.paper", *words]))
 
 
 def read(file):
@@ -135,28 +135,34 @@ def prepare(name, data_dir, output):
         raise click.ClickException(str(error)) from error
 
 
-@main.command(help="The tables and plots of the results so far, a set for every scale.")
+@main.command(help="The tables, tables.md, and plots of the results so far, a set for every scale.")
 @results_option
 @click.option(
     "--output",
     type=click.Path(path_type=pathlib.Path, file_okay=False),
-    help="Folder for the plots. Default: beside the results.",
+    help="Folder for them. Default: beside the results.",
 )
 def render(file, output):
     from rich.console import Console
+    from rich.markdown import Markdown
 
     lines = read(file)
     if not lines:
         raise click.ClickException(f"{file} holds no results yet; `python -m examples.paper table4` makes some.")
     output = output or file.parent
     output.mkdir(parents=True, exist_ok=True)
-    console = Console(width=200)
+    parts = [results.LEGEND]
     for number, (caption, group) in enumerate(results.scales(lines).items()):
-        for name in TABLES:
-            if any(results.matching(group, cell.run) for cell in TABLES[name][1]):
-                console.print(results.table(name, group, caption))
-                results.plot(name, group, caption, output / f"{name}-{number}.png")
-    console.print("*: more than two points from the paper's top-1. “–”: the paper does not say.")
+        run = [name for name, (_, cells) in TABLES.items() if any(results.matching(group, c.run) for c in cells)]
+        for name in run:
+            parts.append(results.markdown(name, group, caption))
+            results.plot(name, group, caption, output / f"{name}-{number}.png")
+            parts.append(f"![{name}]({name}-{number}.png)\n")
+        if missing := [name for name in TABLES if name not in run]:
+            parts.append(f"Not run with {caption}: {', '.join(missing)}.\n")
+    text = "\n".join(parts)
+    (output / "tables.md").write_text(text, encoding="utf-8")
+    Console(width=180).print(Markdown(text))
 
 
 if __name__ == "__main__":

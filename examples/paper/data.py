@@ -91,9 +91,13 @@ class ImageNet:
             )
         return builder
 
+    @property
+    def size(self):
+        """Number of training images."""
+        return self._builder.info.splits["train"].num_examples
+
     def steps(self, batch_size):
-        size = self._builder.info.splits["train"].num_examples
-        return min(size, self.subset or size) // batch_size
+        return (self.subset or self.size) // batch_size
 
     def _read(self, split, **options):
         import tensorflow_datasets as tfds
@@ -143,7 +147,8 @@ class ImageNet:
         return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-ARRAYS = ("mnist", "cifar10", "cifar100")
+class WrongSettings(ValueError):
+    """The settings do not go together; the message says which to change."""
 
 
 def load(name, data_dir=None, subset=None):
@@ -151,9 +156,12 @@ def load(name, data_dir=None, subset=None):
 
     Raises:
         FileNotFoundError, ImportError: it is not there, or cannot be read; the message names the command that helps.
+        WrongSettings: it has fewer training images than `subset`.
     """
     if name == "imagenet":
-        return ImageNet(data_dir, subset)
+        dataset = ImageNet(data_dir, subset)
+        _check_subset(subset, dataset.size)
+        return dataset
     file = pathlib.Path(data_dir or ".") / f"{name}.npz"
     if data_dir is not None and file.exists():
         with np.load(file) as arrays:
@@ -167,8 +175,14 @@ def load(name, data_dir=None, subset=None):
                 f" {name} --output DIR`, and pass --data-dir DIR here, where TensorFlow is not needed then."
             ) from error
     classes = int(max(y_train.max(), y_test.max())) + 1
+    _check_subset(subset, len(x_train))
     x_train, y_train = x_train[:subset], y_train[:subset]
     return Arrays(x_train, y_train.astype("int32"), x_test, y_test.astype("int32"), classes, name.startswith("cifar"))
+
+
+def _check_subset(subset, size):
+    if subset and subset > size:
+        raise WrongSettings(f"There are {size} training images: a subset of {subset} is none.")
 
 
 def prepare(name, data_dir, folder):

@@ -3,26 +3,45 @@
 import collections
 import dataclasses
 import json
+import os
 import statistics
+import warnings
 
 from examples.paper.tables import TABLES, Run
 
 FORMAT = 1
 RUN = tuple(field.name for field in dataclasses.fields(Run) if field.name != "epochs")
-DIFFERENT = 2.0  # points of top-1 from the paper's
+NEEDED = (
+    *(*RUN, "epochs", "seed", "subset", "width", "batch_size", "dtype", "backend", "scaled"),
+    *("top1", "top5", "sigma", "history", "seconds", "device", "versions", "command"),
+)
+# What is called different from the paper's: points of top-1, of top-5, and σ.
+DIFFERENT = {"top1": 2.0, "top5": 2.0, "sigma": 0.05}
+FACTOR = {"top1": 100, "top5": 100, "sigma": 1}
+LEGEND = """# The paper's tables
+
+By `python -m examples.paper render`. *: more than two points of top-1 or of top-5, or more than 0.05 of σ, from the
+paper's. “–”: the paper does not say. ±: standard deviation over seeds. σ is equation (30), of all trainable weights.
+"""
 
 
 def read(file):
-    """The lines of a results file.
+    """The lines of a results file; a last one that a kill has cut off is left out, with a warning.
 
     Raises:
         ValueError: a line is not one of this version's; the file is left as it is.
     """
-    lines = []
-    for number, text in enumerate(file.read_text().splitlines() if file.exists() else (), 1):
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    texts, lines = text.splitlines(), []
+    for number, line in enumerate(texts, 1):
+        if not line.strip():
+            continue
         try:
-            line = json.loads(text)
+            line = json.loads(line)
         except json.JSONDecodeError as error:
+            if number == len(texts) and not text.endswith("\n"):
+                warnings.warn(f"{file}: the last line is cut off and left out; its run is done again.", stacklevel=2)
+                break
             raise ValueError(
                 f"{file}, line {number}, is no JSON ({error}): remove the line; its run is done again."
             ) from error
@@ -31,63 +50,78 @@ def read(file):
                 f"{file}, line {number}, is of another version (format {FORMAT} is expected): move the file away, or "
                 "name another with --results."
             )
+        if missing := [name for name in NEEDED if name not in line]:
+            raise ValueError(f"{file}, line {number}, lacks {missing}: remove the line; its run is done again.")
         lines.append(line)
     return lines
 
 
-def find(lines, settings):
-    """The line of the same settings, or None."""
-    wanted = settings.flat()
+def find(lines, wanted):
+    """The line of the same settings, a dict, or None."""
     return next((line for line in lines if all(line[name] == value for name, value in wanted.items())), None)
 
 
 def append(file, line):
+    """Add a line, on the disk when this returns, in the place of one that a kill has cut off."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a") as stream:
-        stream.write(json.dumps({"format": FORMAT} | line, ensure_ascii=False) + "\n")
+    text = json.dumps({"format": FORMAT} | line, ensure_ascii=False, allow_nan=False) + "\n"
+    content = file.read_bytes() if file.exists() else b""
+    if last := content.rpartition(b"\n")[2]:
+        try:
+            json.loads(last)
+            text = "\n" + text
+        except ValueError:
+            os.truncate(file, len(content) - len(last))
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def scales(lines):
     """The lines in groups that can be compared: a dict from what they have in common, in words."""
     groups = collections.defaultdict(list)
     for line in lines:
-        scale = f"scaled down: {line['scaled']}" if line["scaled"] else "the paper's scale"
-        groups[f"{scale}, batches of {line['batch_size']}, {line['dtype']}"].append(line)
+        scale = f"scaled: {line['scaled']}" if line["scaled"] else "the paper's scale"
+        groups[f"{scale}; batches of {line['batch_size']}, {line['dtype']}, {line['backend']}"].append(line)
     return groups
 
 
 def matching(lines, run):
-    """The lines of a run of the paper, whatever their number of epochs: one a seed."""
+    """The lines of a run of the paper, whatever their number of epochs: one a seed, the newest."""
     wanted = dataclasses.asdict(run)
-    return [line for line in lines if all(line[name] == wanted[name] for name in RUN)]
+    return list({line["seed"]: line for line in lines if all(line[name] == wanted[name] for name in RUN)}.values())
 
 
-def table(name, lines, caption):
-    """A table of the paper, ours beside the paper's; a top-1 more than two points from the paper's is marked."""
-    from rich.table import Table
-
+def markdown(name, lines, caption):
+    """A table of the paper as Markdown, ours beside the paper's; what is `DIFFERENT` has a star. Then the commands."""
     title, cells = TABLES[name]
-    shown = Table(title=f"{name}: {title}\n{caption}")
-    for column in ("row", "column", "top-1", "paper", "top-5", "paper", "σ", "paper", "seeds", "device", "command"):
-        shown.add_column(column, overflow="fold")
+    columns = ("row", "column", "top-1", "paper", "top-5", "paper", "σ", "paper", "seeds", "seconds", "device")
+    rows, commands = [columns, ["---"] * len(columns)], []
     for cell in cells:
         found = matching(lines, cell.run)
+        row = [cell.row, cell.column]
+        for key, digits in (("top1", 2), ("top5", 2), ("sigma", 3)):
+            theirs = getattr(cell, key)
+            row += [_mean(found, key, digits, theirs), "–" if theirs is None else f"{theirs:.2f}"]
+        row += [" ".join(str(line["seed"]) for line in found)]
+        row += [f"{statistics.mean(line['seconds'] for line in found):.0f}" if found else ""]
+        row += [", ".join(sorted({line["device"] for line in found}))]
+        rows.append(row)
+        commands += [line["command"] for line in found]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    block = "```sh\n" + "".join(f"{command}\n" for command in commands) + "```\n" if commands else ""
+    return f"## {name}: {title}\n\n{caption}\n\n{table}\n{block}"
 
-        def mean(key, factor, digits, found=found):
-            return f"{factor * statistics.mean(line[key] for line in found):.{digits}f}" if found else "not run"
 
-        def paper(value, digits):
-            return "–" if value is None else f"{value:.{digits}f}"
-
-        top1 = mean("top1", 100, 2)
-        if found and cell.top1 is not None and abs(float(top1) - cell.top1) > DIFFERENT:
-            top1 += " *"
-        shown.add_row(
-            *(cell.row, cell.column, top1, paper(cell.top1, 2), mean("top5", 100, 2), paper(cell.top5, 2)),
-            *(mean("sigma", 1, 3), paper(cell.sigma, 2), " ".join(str(line["seed"]) for line in found)),
-            *(", ".join(sorted({line["device"] for line in found})), "\n".join(line["command"] for line in found)),
-        )
-    return shown
+def _mean(found, key, digits, theirs):
+    if not found:
+        return "not run"
+    values = [FACTOR[key] * line[key] for line in found]
+    mean = statistics.mean(values)
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    star = " *" if theirs is not None and abs(mean - theirs) > DIFFERENT[key] else ""
+    return f"{mean:.{digits}f}{deviation}{star}"
 
 
 def plot(name, lines, caption, file):
@@ -103,9 +137,9 @@ def plot(name, lines, caption, file):
     for color, row in enumerate(rows):
         places = [cell for cell in cells if cell.row == row]
         if name in ("table1", "table2", "table3"):
-            for panel, key, factor in zip(panels, ("top1", "sigma"), (100, 1), strict=True):
+            for panel, key in zip(panels, ("top1", "sigma"), strict=True):
                 ours = [
-                    (cell.column, statistics.mean(factor * line[key] for line in found))
+                    (cell.column, statistics.mean(FACTOR[key] * line[key] for line in found))
                     for cell in places
                     if (found := matching(lines, cell.run))
                 ]
@@ -116,10 +150,11 @@ def plot(name, lines, caption, file):
                 panel.set_xlabel("λ" if name == "table1" else "γ")
         else:
             for cell in places:
-                for line in matching(lines, cell.run)[:1]:
-                    label, style = f"{row} {cell.column}", "--" if cell.column == "sgd" else "-"
-                    for panel, key, factor in zip(panels, ("top1", "sigma"), (100, 1), strict=True):
-                        values = [factor * epoch[key] for epoch in line["history"]]
+                for number, line in enumerate(matching(lines, cell.run)):
+                    label = None if number else f"{row} {cell.column}"
+                    style = "--" if cell.column == "sgd" else "-"
+                    for panel, key in zip(panels, ("top1", "sigma"), strict=True):
+                        values = [FACTOR[key] * epoch[key] for epoch in line["history"]]
                         panel.plot(range(1, len(values) + 1), values, style, color=f"C{color}", label=label)
                         panel.set_xlabel("epoch")
     for panel, label in zip(panels, ("top-1, %", "σ"), strict=True):

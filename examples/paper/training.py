@@ -1,7 +1,10 @@
 """One run, on TensorFlow by `model.fit`, on JAX by a compiled loop over data that stay on the device."""
 
 import dataclasses
+import functools
+import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -33,11 +36,11 @@ class Settings:
 
     def flat(self):
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
-        return dataclasses.asdict(self.run) | own
+        return dataclasses.asdict(self.run) | own | {"backend": keras.backend.backend()}
 
     def scaled(self):
-        """What is smaller than in the paper, in words; empty for a full run."""
-        parts = [f"{self.epochs} epochs"] if self.epochs != self.run.epochs else []
+        """What is not as in the paper, in words; empty for a full run."""
+        parts = [f"{self.epochs} of {self.run.epochs} epochs"] if self.epochs != self.run.epochs else []
         parts += [f"{self.subset} training images"] if self.subset else []
         parts += [f"first stage of {self.width} of 64 filters"] if self.width != 64 else []
         return ", ".join(parts)
@@ -75,15 +78,19 @@ def train(settings, data_dir, folder, report=print):
 
     Raises:
         FileNotFoundError, ImportError: as for `data.load`.
-        ValueError: the settings do not go together; the message says which to change.
+        data.WrongSettings: the settings do not go together; the message says which to change.
         OSError: `folder` has too little room for the checkpoints.
     """
+    if keras.backend.backend() not in ("tensorflow", "jax"):
+        raise data.WrongSettings(
+            f"The backend is {keras.backend.backend()}: set KERAS_BACKEND to tensorflow or to jax."
+        )
     if settings.run.dataset == "imagenet":
         if keras.backend.backend() != "tensorflow":
-            raise ValueError("ImageNet is streamed by TensorFlow: run this row with KERAS_BACKEND=tensorflow.")
+            raise data.WrongSettings("ImageNet is streamed by TensorFlow: run this row with KERAS_BACKEND=tensorflow.")
         if settings.width < 16 and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
             # Seen with TensorFlow 2.21: the gradient of a 1×1 convolution of stride 2 from 8 channels at 56×56.
-            raise ValueError(
+            raise data.WrongSettings(
                 f"TensorFlow's oneDNN kernels overwrite memory for so few channels ({settings.width}) of so large "
                 "images: take --width 16 or more, or set TF_ENABLE_ONEDNN_OPTS=0."
             )
@@ -92,7 +99,9 @@ def train(settings, data_dir, folder, report=print):
     dataset = data.load(settings.run.dataset, data_dir, settings.subset)
     steps = dataset.steps(settings.batch_size)
     if not steps:
-        raise ValueError(f"The training images are fewer than a batch of {settings.batch_size}: take a larger subset.")
+        raise data.WrongSettings(
+            f"The training images are fewer than a batch of {settings.batch_size}: take a larger subset."
+        )
     checkpoint = Checkpoint(folder, settings)
     model, history = checkpoint.restore()
     if model is None:
@@ -107,10 +116,14 @@ def train(settings, data_dir, folder, report=print):
     interval = steps
     if settings.run.method == "recipe":
         interval = max(1, min(8, steps * settings.epochs * 3 // 240))  # sixty measurements while σ rises, if it can
-        target = keras_rda.TargetSparsity(RECIPE_SPARSITY, interval=interval)
-        callbacks.insert(0, target)
+        rows = keras_rda.summary(model).rows
+        weights = sum(row.size for row in rows) / sum(row.size for row in rows if row.kernel)
+        # The paper's σ (30) is over all trainable weights, TargetSparsity's over the kernels.
+        callbacks.insert(0, keras_rda.TargetSparsity(RECIPE_SPARSITY * weights, interval=interval))
     epochs = range(len(history), settings.epochs)
-    if keras.backend.backend() == "tensorflow":
+    if not epochs:
+        report("trained already")
+    elif keras.backend.backend() == "tensorflow":
         stream = dataset.stream(settings.batch_size, settings.seed, epochs)
         model.fit(
             stream,
@@ -125,10 +138,10 @@ def train(settings, data_dir, folder, report=print):
         fit_on_device(model, dataset, settings, epochs, interval, callbacks)
     measured = {name: history[-1][name] for name in ("top1", "top5", "sigma")} | {"history": history}
     environment = {
-        "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
-        "backend": keras.backend.backend(),
+        "seconds": round(sum(epoch["seconds"] for epoch in history), 1),  # of training, without evaluation
         "device": device(),
-        "versions": {"keras": keras.version(), "keras_rda": keras_rda.__version__},
+        "versions": versions(),
+        "constants": {"momentum": MOMENTUM, "sgd_rate": SGD_RATE, "recipe_sparsity": RECIPE_SPARSITY},
     }
     return settings.flat() | {"scaled": settings.scaled()} | measured | environment, model, checkpoint
 
@@ -147,7 +160,7 @@ def fit_on_device(model, dataset, settings, epochs, interval, callbacks):
         logits, other = model.stateless_call(trained, other, x, training=True)
         return model.loss(y, ops.cast(logits, "float32")), other
 
-    def step(state, batch):
+    def step(images, labels, state, batch):
         trained, other, slots = state
         rows, key = batch
         x = images[rows]
@@ -161,8 +174,9 @@ def fit_on_device(model, dataset, settings, epochs, interval, callbacks):
         return (trained, other, slots), value
 
     @jax.jit
-    def some_steps(state, rows, keys):
-        state, losses = jax.lax.scan(step, state, (rows, keys))
+    def some_steps(state, rows, keys, images, labels):
+        # The data as arguments: as constants of the compiled function they would be copied into it.
+        state, losses = jax.lax.scan(functools.partial(step, images, labels), state, (rows, keys))
         return state, jnp.mean(losses)
 
     steps = dataset.steps(batch_size)
@@ -176,13 +190,13 @@ def fit_on_device(model, dataset, settings, epochs, interval, callbacks):
         for start in range(0, steps, interval):
             part = slice(start, start + interval)
             state = tuple([v.value for v in group] for group in variables)
-            state, value = some_steps(state, order[part], keys[part])
+            state, value = some_steps(state, order[part], keys[part], images, labels)
             for group, new in zip(variables, state, strict=True):
                 for variable, array in zip(group, new, strict=True):
                     variable.assign(array)
-            losses.append(value)
+            losses.append(value * len(order[part]) / steps)
             callbacks.on_train_batch_end(min(start + interval, steps) - 1)
-        callbacks.on_epoch_end(epoch, {"loss": float(np.mean(losses))})
+        callbacks.on_epoch_end(epoch, {"loss": float(np.sum(losses))})
     callbacks.on_train_end()
 
 
@@ -200,11 +214,12 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.start
         top1, top5 = top(self.model, self.dataset)
-        line = {"loss": float(logs["loss"]), "top1": top1, "top5": top5, "sigma": keras_rda.sparsity(self.model)}
+        loss = float(logs["loss"]) if math.isfinite(logs["loss"]) else None  # JSON has no NaN
+        line = {"loss": loss, "top1": top1, "top5": top5, "sigma": keras_rda.sparsity(self.model)}
         self.history.append(line | {"seconds": round(seconds, 2)})
         self.checkpoint.save(self.model, self.history)
         self.report(
-            f"epoch {epoch + 1}/{self.settings.epochs}: loss {line['loss']:.4f}, top-1 {100 * top1:.2f}, "
+            f"epoch {epoch + 1}/{self.settings.epochs}: loss {logs['loss']:.4f}, top-1 {100 * top1:.2f}, "
             f"top-5 {100 * top5:.2f}, σ {line['sigma']:.4f}, {seconds:.1f} s"
         )
 
@@ -213,15 +228,24 @@ class Checkpoint:
     """Model, optimizer and history of a run after its last epoch, in a folder named after its settings."""
 
     def __init__(self, folder, settings):
-        name = "-".join(str(value) for value in settings.flat().values())
-        self.folder = pathlib.Path(folder) / f"{name}-{keras.backend.backend()}"
+        self.settings = settings.flat() | {"versions": versions()}
+        self.folder = pathlib.Path(folder) / "-".join(str(value) for value in settings.flat().values())
 
     def restore(self):
-        """The model and its history, or None and an empty one."""
+        """The model and its history, or None and an empty one.
+
+        Raises:
+            data.WrongSettings: the checkpoint was made by other versions, whose steps may differ.
+        """
         for name in ("last", "previous"):  # a kill may have come between two renames
             if (self.folder / name / "history.json").exists():
-                model = keras.models.load_model(self.folder / name / "model.keras")
-                return model, json.loads((self.folder / name / "history.json").read_text())
+                saved = json.loads((self.folder / name / "history.json").read_text(encoding="utf-8"))
+                if saved["settings"] != self.settings:
+                    raise data.WrongSettings(
+                        f"The checkpoint in {self.folder} was made by {saved['settings']['versions']}, and these are "
+                        f"{self.settings['versions']}: delete it to begin anew."
+                    )
+                return keras.models.load_model(self.folder / name / "model.keras"), saved["history"]
         return None, []
 
     def save(self, model, history):
@@ -229,16 +253,20 @@ class Checkpoint:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         model.save(new / "model.keras")
-        (new / "history.json").write_text(json.dumps(history))
+        saved = {"settings": self.settings, "history": history}
+        (new / "history.json").write_text(json.dumps(saved), encoding="utf-8")
+        for file in new.iterdir():  # on the disk before a name says so
+            with file.open("rb+") as stream:
+                os.fsync(stream.fileno())
         shutil.rmtree(previous, ignore_errors=True)
         if last.exists():
             last.rename(previous)
         new.rename(last)
 
     def check_room(self, model):
-        """Three checkpoints of weights and slots, before any time is spent."""
+        """Three checkpoints of weights and up to four slots, before any time is spent."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = 3 * 3 * 4 * model.count_params(), shutil.disk_usage(self.folder).free
+        needed, free = 3 * 5 * 4 * model.count_params(), shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(
                 f"Checkpoints of {model.name} need up to {needed / 1e6:.0f} MB, and {self.folder} has {free / 1e6:.0f} "
@@ -246,7 +274,11 @@ class Checkpoint:
             )
 
     def remove(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            removed = self.folder.with_name(f"{self.folder.name}.removed")  # at once, whenever a kill comes
+            shutil.rmtree(removed, ignore_errors=True)
+            self.folder.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def top(model, dataset, batch_size=500):
@@ -262,6 +294,17 @@ def top(model, dataset, batch_size=500):
     return tuple(map(float, np.mean(np.concatenate(hits, axis=1), axis=1)))
 
 
+def versions():
+    """Of what decides the numbers."""
+    names = [
+        "keras",
+        "keras-rda",
+        "numpy",
+        *{"tensorflow": ["tensorflow"], "jax": ["jax", "jaxlib"]}[keras.backend.backend()],
+    ]
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
 def device():
     """The kind of machine, without its name."""
     if keras.backend.backend() == "jax":
@@ -273,4 +316,5 @@ def device():
 
         gpus = tf.config.list_physical_devices("GPU")
         kind = tf.config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "cpu"
-    return f"{os.cpu_count()} × {platform.machine()}" if kind == "cpu" else kind
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} × {platform.machine()}" if kind == "cpu" else kind

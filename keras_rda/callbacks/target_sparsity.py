@@ -189,6 +189,8 @@ class TargetSparsity(keras.callbacks.Callback):
             self._steer(self._optimizer())
 
     def on_train_end(self, logs=None):
+        if self._first_epoch is None:  # no epoch was left to train
+            return
         optimizer = self._optimizer()
         advice = f"Train longer, or let σ reach the target earlier: end is {self.end}."
         if self._position < self._batches:
