@@ -9,7 +9,8 @@ On each machine of a cluster, with its own `index` and a `--backup` file that al
 
 Without either, one process trains alone, to the same weights and zeros: each worker takes its share of each batch,
 gradients are summed over the workers, and normalisation layers take their statistics from all of them. When a worker
-dies, start all of them again with the same command: they go on from the last whole epoch.
+dies, start all of them again with the same command: they go on from the last whole epoch. The backup is removed when
+the model is saved.
 
 Keras' `fit` does not run under this strategy (keras-team/keras issue 20585), so the loop is spelled out; it calls
 callbacks as `fit` does. Several devices of one machine need only `tf.distribute.MirroredStrategy` and `fit`, and on JAX
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -43,16 +45,13 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, help=".keras file to save the trained model to")
     parser.add_argument("--local-workers", type=int, help="start that many workers on this machine")
     arguments = parser.parse_args()
-    workers = arguments.local_workers
-    if workers is not None:
-        if workers < 1:
-            parser.error(f"--local-workers must be at least 1; received {workers}")
-        start_local_workers(workers)
+    if arguments.local_workers is not None and "TF_CONFIG" not in os.environ:  # which the workers have
+        if arguments.local_workers < 1:
+            parser.error(f"--local-workers must be at least 1; received {arguments.local_workers}")
+        start_local_workers(arguments.local_workers)
         return
     cluster = json.loads(os.environ.get("TF_CONFIG", "{}"))
     workers = len(cluster["cluster"]["worker"]) if cluster else 1
-    if arguments.batch_size % workers:
-        parser.error(f"--batch-size must be a multiple of the {workers} workers; received {arguments.batch_size}")
     train(arguments, cluster["task"]["index"] if cluster else 0, workers)
 
 
@@ -62,15 +61,11 @@ def start_local_workers(workers):
     addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in sockets]
     for server in sockets:
         server.close()
-    at = sys.argv.index("--local-workers") if "--local-workers" in sys.argv else None
-    command = [argument for argument in sys.argv if not argument.startswith("--local-workers=")]
-    if at is not None:
-        del command[at : at + 2]
     processes = []
     for index in range(workers):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
-        processes.append(subprocess.Popen([sys.executable, *command], env=environment))
+        processes.append(subprocess.Popen([sys.executable, *sys.argv], env=environment))
     try:
         while None in (codes := [process.poll() for process in processes]) and not any(codes):
             time.sleep(0.1)
@@ -87,6 +82,9 @@ def train(arguments, worker, workers):
 
     # Before anything else of TensorFlow: it connects the workers.
     strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else tf.distribute.get_strategy()
+    replicas = strategy.num_replicas_in_sync  # more than workers where these have several GPUs
+    if arguments.batch_size % replicas:
+        sys.exit(f"--batch-size must be a multiple of the {replicas} replicas; received {arguments.batch_size}")
 
     import keras
     import numpy as np
@@ -120,6 +118,20 @@ def train(arguments, worker, workers):
     def step(x, y):
         return strategy.reduce("SUM", strategy.run(replica_step, (x, y)), axis=None)
 
+    @tf.function
+    def total(value):
+        return strategy.reduce("SUM", strategy.run(lambda value: value, (value,)), axis=None)
+
+    def shares(array, rows):
+        """Rows of an array, to each replica its share."""
+        share = len(rows) // replicas
+
+        def own(context):
+            first = share * context.replica_id_in_sync_group
+            return tf.constant(array[rows[first : first + share]])
+
+        return strategy.experimental_distribute_values_from_function(own)
+
     callbacks = [keras_rda.TargetSparsity(arguments.sparsity)]
     own = tempfile.TemporaryDirectory()
     if arguments.backup:
@@ -129,19 +141,21 @@ def train(arguments, worker, workers):
             file = pathlib.Path(own.name) / "backup.npz"
             if arguments.backup.exists():
                 shutil.copy(arguments.backup, file)
-        callbacks.append(keras_rda.Backup(file))
+        callbacks.append(keras_rda.Backup(file, delete_checkpoint=False))
     callbacks = keras.callbacks.CallbackList(callbacks, model=model, epochs=arguments.epochs, steps=steps)
     callbacks.on_train_begin()
-    share = arguments.batch_size // workers
+    state = b"".join(np.asarray(v).tobytes() for v in [*model.variables, *optimizer.variables])
+    own_sum = zlib.crc32(state)
+    if int(total(tf.constant(own_sum, tf.int64))) != replicas * own_sum:
+        sys.exit(f"The workers have read different backups: {arguments.backup} must be one file that all of them see.")
     for epoch in range(int(optimizer.iterations.numpy()) // steps, arguments.epochs):
         callbacks.on_epoch_begin(epoch)
         order = np.random.default_rng((arguments.seed, epoch)).permutation(len(x_train))
         losses = []
         for batch in range(steps):
             callbacks.on_train_batch_begin(batch)
-            first = batch * arguments.batch_size + worker * share
-            rows = order[first : first + share]
-            losses.append(step(tf.constant(x_train[rows]), tf.constant(y_train[rows])))
+            rows = order[batch * arguments.batch_size : (batch + 1) * arguments.batch_size]
+            losses.append(step(shares(x_train, rows), shares(y_train, rows)))
             callbacks.on_train_batch_end(batch)
         callbacks.on_epoch_end(epoch)
         if not worker:
@@ -157,6 +171,8 @@ def train(arguments, worker, workers):
             unfinished = arguments.output.with_suffix(".part.keras")
             model.save(unfinished)
             unfinished.replace(arguments.output)
+        if arguments.backup:
+            arguments.backup.unlink(missing_ok=True)
 
 
 def network(input_shape):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -236,8 +237,23 @@ def test_distributed(tmp_path):
         os.kill(int(workers[1]), signal.SIGKILL)
         assert launcher.wait() == 1
     assert not (tmp_path / "killed.keras").exists()
+
+    # The second worker does not see the first one's backup.
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in (one, other)]
+    workers = []
+    for index, file in enumerate(("backup.npz", "no.npz")):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        alone = [sys.executable, EXAMPLES / "distributed.py", "--epochs", "5", "--backup", tmp_path / file]
+        environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
+        workers.append(subprocess.Popen(alone, stderr=subprocess.PIPE, text=True, env=environment))
+    for process in workers:
+        assert "The workers have read different backups" in process.communicate(timeout=120)[1]
+        assert process.returncode == 1
+
     again = train(*killed, "--local-workers", 2)
     assert [line.split(":")[0] for line in again[:-1]] == ["epoch 3", "epoch 4", "epoch 5"]
+    assert not (tmp_path / "backup.npz").exists()
     models = [keras.models.load_model(tmp_path / name) for name in ("together.keras", "killed.keras")]
     for a, b in zip(*(model.variables + model.optimizer.variables for model in models), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -16,13 +16,16 @@ class Backup(keras.callbacks.Callback):
     After each epoch all variables of model and optimizer go into one file, which is written beside and renamed: at any
     moment `path` holds a whole backup or nothing. (`keras.callbacks.BackupAndRestore` overwrites two files in place; a
     kill between them continues the wrong epoch, and HDF5 takes the process with it when the disk is full.) `fit` starts
-    from the backup if there is one, and removes it when training ends.
+    from the backup if there is one, and removes it when training ends. What has to outlast a kill after that, before
+    the model is saved, needs `delete_checkpoint=False`: when such a run is started again, `fit` restores its end and
+    returns. Delete the file when the model is saved, or the next run with it will not train.
 
     The same bits need the same batches in each epoch, whatever epoch a process starts with: `shuffle=False`, or a
     `PyDataset` that draws its order from the epoch's number.
 
     Args:
         path: A file name that ends with `.npz`. Its directory is made if need be.
+        delete_checkpoint: Whether the backup is removed when training ends. Defaults to True.
 
     Raises:
         ValueError: `path` ends otherwise; when training begins, the model is not built, or the file is no backup of
@@ -35,9 +38,9 @@ class Backup(keras.callbacks.Callback):
     >>> history = model.fit(x, y, epochs=3, shuffle=False, callbacks=[backup], verbose=0)
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, delete_checkpoint: bool = True) -> None:
         super().__init__()
-        self.path = pathlib.Path(path)
+        self.path, self.delete_checkpoint = pathlib.Path(path), delete_checkpoint
         if self.path.suffix != ".npz":
             raise ValueError(f"Backup: path must end with .npz; received {str(path)!r}.")
 
@@ -55,15 +58,21 @@ class Backup(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
         unfinished = self.path.with_name(f"{self.path.name}.part")
-        with unfinished.open("wb") as file:
-            # As bytes: NumPy's files have no bfloat16.
-            np.savez(file, *[np.frombuffer(a.tobytes(), "uint8") for a in arrays], epoch=epoch + 1, kind=self._kind())
-            file.flush()
-            os.fsync(file.fileno())  # so that the rename does not reach the disk before the contents
+        try:
+            with unfinished.open("wb") as file:
+                # As bytes: NumPy's files have no bfloat16.
+                packed = [np.frombuffer(a.tobytes(), "uint8") for a in arrays]
+                np.savez(file, *packed, epoch=epoch + 1, kind=self._kind())
+                file.flush()
+                os.fsync(file.fileno())  # so that the rename does not reach the disk before the contents
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
         os.replace(unfinished, self.path)
 
     def on_train_end(self, logs=None):
-        self.path.unlink(missing_ok=True)
+        if self.delete_checkpoint:
+            self.path.unlink(missing_ok=True)
         self.model._initial_epoch = None  # a second fit starts with its own first epoch
 
     def _variables(self):
@@ -80,6 +89,8 @@ class Backup(keras.callbacks.Callback):
             with self.path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
             epoch, kind = int(arrays.pop("epoch")), str(arrays.pop("kind"))
+            if epoch < 1:
+                raise ValueError(f"its epoch is {epoch}")
         except Exception as error:
             raise ValueError(f"{self.path} is no backup: {error}. Delete it to train from the start.") from error
         if kind != self._kind():
@@ -88,7 +99,15 @@ class Backup(keras.callbacks.Callback):
                 f"{self.path} is the backup of another run: {len(theirs) - 1} variables and {theirs[0]}, where this "
                 f"has {len(ours) - 1} and {ours[0]}, or of other shapes. Choose another path, or delete it."
             )
-        for number, variable in enumerate(self._variables()):
-            dtype = keras.ops.convert_to_numpy(variable).dtype
-            variable.assign(np.frombuffer(arrays[f"arr_{number}"].tobytes(), dtype).reshape(variable.shape))
+        variables, values = self._variables(), []
+        for number, variable in enumerate(variables):  # all of them, before the first is assigned
+            now, saved = keras.ops.convert_to_numpy(variable), arrays.get(f"arr_{number}")
+            if saved is None or saved.nbytes != now.nbytes:
+                raise ValueError(
+                    f"{self.path} is no backup: what it holds of {variable.path} is not {now.nbytes} bytes. Delete it "
+                    "to train from the start."
+                )
+            values.append(np.frombuffer(saved.tobytes(), now.dtype).reshape(now.shape))
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
         return epoch

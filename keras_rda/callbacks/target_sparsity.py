@@ -165,7 +165,7 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def _check_rate(self, optimizer):
         """Warn of a schedule that leaves nothing to train with while weights still become zero."""
-        schedule, now = optimizer._learning_rate, int(optimizer._iterations)
+        schedule, now = optimizer._learning_rate, int(keras.ops.convert_to_numpy(optimizer._iterations))
         if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
             return
         left = self._batches - self._position
@@ -189,9 +189,11 @@ class TargetSparsity(keras.callbacks.Callback):
             self._steer(self._optimizer())
 
     def on_train_end(self, logs=None):
-        if self._first_epoch is None:  # no epoch was left to train
-            return
         optimizer = self._optimizer()
+        if self._first_epoch is None:  # no epoch was left to train
+            for group in self._groups:
+                group.remember(optimizer, **dict.fromkeys(optimizer.STEERING, 0.0))
+            return
         advice = f"Train longer, or let σ reach the target earlier: end is {self.end}."
         if self._position < self._batches:
             advice = f"Training stopped after {self._position} of {self._batches} batches."
