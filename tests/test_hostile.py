@@ -150,9 +150,10 @@ def test_damaged_litert_files_are_read_or_refused(files, pytestconfig):
     assert min(found["read"], found["refused"]) > 0.1 * found.total()
 
 
-def test_tables_that_refer_to_the_same_part_over_and_over_are_refused():
-    """A few hundred kB that a parser would make 4 million tensors with names of 100 kB of, or 2.5 billion tensors."""
+def of_equal_parts(*, tensors=0, operators=0, name=b"", data=0, option=None):
+    """A file in which `tensors` tensors and `operators` operators are two tables, with names of 100 kB, and so on."""
     schema = flatbuffer.schema()
+    builder = flatbuffers.Builder()
 
     def many(start, part, count):
         start(builder, count)
@@ -160,22 +161,58 @@ def test_tables_that_refer_to_the_same_part_over_and_over_are_refused():
             builder.PrependUOffsetTRelative(part)
         return builder.EndVector()
 
-    for names, count in ((b"n" * 100_000, 2_000), (b"n", 50_000)):
-        builder = flatbuffers.Builder()
-        name = builder.CreateString(names)
-        schema.TensorStart(builder)
-        schema.TensorAddName(builder, name)
-        tensor = schema.TensorEnd(builder)
-        tensors = many(schema.SubGraphStartTensorsVector, tensor, count)
-        schema.SubGraphStart(builder)
-        schema.SubGraphAddTensors(builder, tensors)
-        graph = schema.SubGraphEnd(builder)
-        graphs = many(schema.ModelStartSubgraphsVector, graph, count)
-        schema.ModelStart(builder)
-        schema.ModelAddSubgraphs(builder, graphs)
-        builder.Finish(schema.ModelEnd(builder), b"TFL3")
-        with at_most(10), pytest.raises(ValueError, match="cut off or corrupt"):
-            flatbuffer.read(bytes(builder.Output()))
+    long, content = builder.CreateString(name), builder.CreateByteVector(bytes(data))
+    options = None
+    if option:
+        options_type, add = option
+        getattr(schema, f"{options_type}Start")(builder)
+        getattr(schema, f"{options_type}Add{add}")(builder, long)
+        options = getattr(schema, f"{options_type}End")(builder)
+    schema.BufferStart(builder)
+    schema.BufferAddData(builder, content)
+    buffers = many(schema.ModelStartBuffersVector, schema.BufferEnd(builder), 1)
+    schema.TensorStart(builder)
+    schema.TensorAddName(builder, long)
+    tensors = many(schema.SubGraphStartTensorsVector, schema.TensorEnd(builder), tensors)
+    schema.OperatorStart(builder)
+    if options is not None:
+        kinds = schema.BuiltinOptions if hasattr(schema.BuiltinOptions, options_type) else schema.BuiltinOptions2
+        union = "BuiltinOptions" + ("2" if kinds is schema.BuiltinOptions2 else "")
+        getattr(schema, f"OperatorAdd{union}Type")(builder, getattr(kinds, options_type))
+        getattr(schema, f"OperatorAdd{union}")(builder, options)
+    operators = many(schema.SubGraphStartOperatorsVector, schema.OperatorEnd(builder), operators)
+    schema.SubGraphStart(builder)
+    schema.SubGraphAddTensors(builder, tensors)
+    schema.SubGraphAddOperators(builder, operators)
+    graph = schema.SubGraphEnd(builder)
+    graphs = many(schema.ModelStartSubgraphsVector, graph, 1 if option or data else 2_000)
+    schema.ModelStart(builder)
+    schema.ModelAddBuffers(builder, buffers)
+    schema.ModelAddSubgraphs(builder, graphs)
+    builder.Finish(schema.ModelEnd(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"tensors": 2_000, "name": b"n" * 100_000},
+        {"tensors": 50_000, "name": b"n"},
+        {"tensors": 20_000, "data": 2_000_000},
+        {"operators": 2_000, "name": b"n" * 100_000, "option": ("VarHandleOptions", "SharedName")},
+        {"operators": 2_000, "name": b"n" * 100_000, "option": ("StableHLOCompositeOptions", "Name")},
+        {"operators": 2_000, "name": b"n" * 100_000, "option": ("StablehloCustomCallOptions", "BackendConfig")},
+    ],
+    ids=lambda parts: "-".join(parts),
+)
+def test_tables_that_refer_to_the_same_part_over_and_over_are_refused(parts, monkeypatch):
+    """Files of a few hundred kB that would be 4 million tensors with names of 100 kB, or 2.5 billion tensors."""
+    content = of_equal_parts(**parts)
+    # Without looking: these would take all of the memory, or minutes.
+    monkeypatch.setattr(flatbuffer.schema().ModelT, "InitFromPackedBuf", None)
+    with at_most(10), pytest.raises(ValueError, match="cut off or corrupt") as refusal:
+        flatbuffer.read(content)
+    assert str(refusal.value.__cause__) == "its parts overlap"
 
 
 def commands(folder, jobs, report):
@@ -273,6 +310,25 @@ def test_sparse_tensors_whose_indices_point_outside_are_refused(files, change, p
         vector.values = vector.values.copy()
     flatbuffer.read(flatbuffer.pack(model))
     change(levels[0])
+    with pytest.raises(ValueError, match=problem):
+        flatbuffer.read(flatbuffer.pack(model))
+
+
+@litert
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        # An operand that is left out would be made from itself without end.
+        (lambda graph, densify: vars(densify).update(inputs=[densify.inputs[0], -1], outputs=[-1]), "does not exist"),
+        (lambda graph, densify: vars(densify).update(outputs=[densify.outputs[0]] * 2), "two write the same tensor"),
+        (lambda graph, densify: vars(graph.tensors[0]).update(shape=[1] * 9), r"rank 9 has the shape \(1, 1,"),
+    ],
+)
+def test_graphs_that_would_never_end_are_refused(files, change, problem):
+    model = flatbuffer.read(files["sparse.tflite"])
+    (graph,) = model.subgraphs
+    densify = next(node for node in graph.operators if flatbuffer.operator_name(model, node) == "DENSIFY")
+    change(graph, densify)
     with pytest.raises(ValueError, match=problem):
         flatbuffer.read(flatbuffer.pack(model))
 

@@ -39,7 +39,7 @@ def read(source):
     if content[4:8] != _IDENTIFIER:
         raise ValueError(f"{name} is not a LiteRT model: the identifier 'TFL3' is missing.")
     try:
-        validity.check_extent(schema().Model.GetRootAs(content), len(content))
+        validity.check_extent(schema().Model.GetRootAs(content), len(content), schema())
         model = schema().ModelT.InitFromPackedBuf(content)
         problem = validity.problem(model, schema(), _operator_names())
     # All that the parser raises on offsets that point nowhere.
@@ -47,8 +47,10 @@ def read(source):
         raise ValueError(f"{name} is cut off or corrupt.") from error
     if problem:
         raise ValueError(f"{name} is cut off or corrupt: {problem}.")
-    if any(buffer.offset > 1 for buffer in model.buffers):
-        raise ValueError(f"{name} keeps weights outside the FlatBuffer (a model of more than 2 GB): not supported.")
+    if model.externalBuffers or any(buffer.offset > 1 for buffer in model.buffers):
+        raise ValueError(
+            f"{name} keeps weights outside the FlatBuffer (as models of more than 2 GB do): not supported."
+        )
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             tensor.shape = np.zeros(0, np.int32) if tensor.shape is None else tensor.shape

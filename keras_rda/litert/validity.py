@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 _DENSE, _COMPRESSED = 0, 1  # DimensionType of the schema
+_LARGEST_RANK = 8  # more than LiteRT's kernels take
 # Operators of which this package looks at operands by position → how many inputs it takes for granted.
 _INPUTS = {
     "CONV_2D": 2,
@@ -20,15 +21,17 @@ _INPUTS = {
 }
 
 
-def check_extent(model, size):
-    """Refuse content whose tables refer to the same few bytes so often that parsing would take forever.
+def check_extent(model, size, schema):
+    """Refuse content whose tables refer to the same few bytes so often that reading it would take forever.
 
     Args:
         model: A `Model`, the schema's accessor.
         size: Bytes of the content.
+        schema: The module of the schema's classes.
 
     Raises:
-        ValueError: tables and names take more than four times the content.
+        ValueError: tables, lists and names take more than four times the content, or the weights of all tensors more
+            than sixty-four times (signatures share weights).
         struct.error: an offset points outside.
     """
     budget = 4 * size
@@ -39,33 +42,88 @@ def check_extent(model, size):
         if budget < 0:
             raise ValueError("its parts overlap")
 
-    def each(table, name):
-        length = getattr(table, f"{name}Length")()
-        spend(4 * length)
-        return (getattr(table, name)(index) for index in range(length))
+    def each(table, *names):
+        for name in names:
+            length = getattr(table, f"{name}Length")()
+            spend(32 * length)  # a table has at least 8 bytes, its place among others included
+            yield from (getattr(table, name)(index) for index in range(length))
 
-    def text(string):
-        spend(len(string or b""))
+    def lists(table, *names):
+        for name in names:
+            spend(4 * getattr(table, f"{name}Length")())
 
-    text(model.Description())
-    each(model, "Buffers")
+    def texts(table, *names):
+        for name in names:
+            spend(len(getattr(table, name)() or b""))
+
+    options_with_texts = {
+        ("BuiltinOptions", schema.BuiltinOptions.VarHandleOptions): (
+            schema.VarHandleOptions,
+            ("Container", "SharedName"),
+        ),
+        ("BuiltinOptions2", schema.BuiltinOptions2.StablehloCustomCallOptions): (
+            schema.StablehloCustomCallOptions,
+            ("CallTargetName", "BackendConfig"),
+        ),
+        ("BuiltinOptions2", schema.BuiltinOptions2.StableHLOCompositeOptions): (
+            schema.StableHLOCompositeOptions,
+            ("Name",),
+        ),
+    }
+
+    texts(model, "Description")
+    data = [buffer.DataLength() for buffer in each(model, "Buffers")]
     for code in each(model, "OperatorCodes"):
-        text(code.CustomCode())
-    for entry in each(model, "Metadata"):
-        text(entry.Name())
+        texts(code, "CustomCode")
+    for named in each(model, "Metadata", "ExternalBufferGroups"):
+        texts(named, "Name")
+    for buffer in each(model, "ExternalBuffers"):
+        texts(buffer, "Packing")
     for signature in each(model, "SignatureDefs"):
-        text(signature.SignatureKey())
-        for side in ("Inputs", "Outputs"):
-            for place in each(signature, side):
-                text(place.Name())
+        texts(signature, "SignatureKey")
+        for place in each(signature, "Inputs", "Outputs"):
+            texts(place, "Name")
     for graph in each(model, "Subgraphs"):
-        text(graph.Name())
-        each(graph, "Operators")
+        texts(graph, "Name")
+        lists(graph, "Inputs", "Outputs")
+        for operator in each(graph, "Operators"):
+            lists(operator, "Inputs", "Outputs", "Intermediates", "MutatingVariableInputs")
+            for union in ("BuiltinOptions", "BuiltinOptions2"):
+                kind, content = getattr(operator, f"{union}Type")(), getattr(operator, union)()
+                if content is not None and (union, kind) in options_with_texts:
+                    accessor, names = options_with_texts[union, kind]
+                    options = accessor()
+                    options.Init(content.Bytes, content.Pos)
+                    texts(options, *names)
         for tensor in each(graph, "Tensors"):
-            text(tensor.Name())
-            each(tensor, "VariantTensors")
-            if tensor.Sparsity() is not None:
-                each(tensor.Sparsity(), "DimMetadata")
+            texts(tensor, "Name")
+            lists(tensor, "Shape", "ShapeSignature")
+            for variant in each(tensor, "VariantTensors"):
+                lists(variant, "Shape")
+            if tensor.Buffer() < len(data):
+                spend(data[tensor.Buffer()] // 16)
+            if sparsity := tensor.Sparsity():
+                lists(sparsity, "TraversalOrder", "BlockMap")
+                for level in each(sparsity, "DimMetadata"):
+                    spend(_indices(level, schema) // 16)
+
+
+def _indices(level, schema):
+    """How many indices a level of a sparse tensor has."""
+    vectors = schema.SparseIndexVector
+    kinds = {
+        vectors.Int32Vector: schema.Int32Vector,
+        vectors.Uint16Vector: schema.Uint16Vector,
+        vectors.Uint8Vector: schema.Uint8Vector,
+    }
+    found = 0
+    for name in ("ArraySegments", "ArrayIndices"):
+        kind, content = getattr(level, f"{name}Type")(), getattr(level, name)()
+        if content is not None and kind in kinds:
+            vector = kinds[kind]()
+            vector.Init(content.Bytes, content.Pos)
+            found += vector.ValuesLength()
+    return found
 
 
 def operator_number(model, operator):
@@ -110,8 +168,8 @@ def _tensors(model, graph, schema):
             return f"a tensor's buffer {tensor.buffer} does not exist"
         data, itemsize = model.buffers[tensor.buffer].data, sizes.get(tensor.type)
         shape = [] if tensor.shape is None else [int(length) for length in tensor.shape]
-        if any(length < 0 for length in shape):
-            return f"a tensor has the shape {tuple(shape)}"
+        if len(shape) > _LARGEST_RANK or any(length < 0 for length in shape):
+            return f"a tensor of rank {len(shape)} has the shape {tuple(shape[:_LARGEST_RANK])}"
         if data is None or not len(data) or itemsize is None:
             continue
         entries = math.prod(shape) if tensor.sparsity is None else _stored_entries(tensor.sparsity, shape)
@@ -165,15 +223,17 @@ def _operators(model, graph, operator_names):
             [] if indices is None else [int(index) for index in indices]
             for indices in (operator.inputs, operator.outputs)
         )
-        if any(not -1 <= index < len(tensors) for index in inputs + outputs):
+        # An input may be -1: it is left out.
+        if any(not -1 <= index < len(tensors) for index in inputs) or any(
+            not 0 <= index < len(tensors) for index in outputs
+        ):
             return "an operator reads or writes a tensor that does not exist"
         kind = operator_names.get(operator_number(model, operator))
         wanted = _INPUTS.get(kind, 0)
         if wanted and (len(inputs) < wanted or -1 in inputs[:wanted] or not outputs):
             return f"an operator of the kind {kind} has {len(inputs)} inputs and {len(outputs)} outputs"
         read.update(inputs)
-        new = set(outputs) - {-1}
-        if new & (read | written):
+        if len(set(outputs)) < len(outputs) or not (written.isdisjoint(outputs) and read.isdisjoint(outputs)):
             return "an operator reads what only a later one writes, or two write the same tensor"
-        written |= new
+        written.update(outputs)
     return ""
