@@ -1,6 +1,7 @@
 """`keras-rda`: inspect, compress, export, verify and benchmark models from the command line."""
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -18,9 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import keras_rda
-from keras_rda import metrics
+from keras_rda import metrics, output
 from keras_rda.litert import convert, flatbuffer, report, verification, weights
 
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 _machine_option = click.option("--machine", type=click.Choice(verification.MACHINES), help="Run the file there too.")
@@ -40,7 +42,7 @@ class _Commands(click.Group):
             return super().invoke(context)
         except click.exceptions.Exit:  # of --help: a RuntimeError, but none of ours
             raise
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
             raise click.ClickException(verification.one_line(error)) from error
 
 
@@ -52,12 +54,25 @@ def run():
     """
     if sys.platform != "linux":
         main()
+    parent = os.getpid()
     child = os.fork()
     if not child:
-        main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child gets it too
-    signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
+        # Not to go on alone when the parent is killed (or was already).
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:
+            main()
+        os._exit(1)
+    stopped = []
+
+    def stop(number, frame):
+        stopped.append(number)
+        os.kill(child, number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child too
+    signal.signal(signal.SIGTERM, stop)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if stopped:
+        sys.exit(128 + stopped[0])  # as shells put it
     if code < 0:
         print(
             f"Error: the process that read the file ended with {signal.Signals(-code).name}: the file is damaged, "
@@ -102,7 +117,7 @@ def compress(source, target, fold_batch_norm, as_json):
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
             beside = pathlib.Path(directory) / target.name
             smaller.save(beside)
-            beside.replace(target)
+            output.move(beside, target)
     _show(result, result.to_dict(), as_json)
 
 
@@ -205,7 +220,7 @@ def _working(description):
 
     Meanwhile the log of TensorFlow's C++ code, which is not meant for users, goes nowhere.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as terminal, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -223,6 +238,6 @@ def _show(text, data, as_json):
         # JSON has no NaN.
         print(json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None), indent=2))
     elif isinstance(text, Table):
-        Console(width=None if sys.stdout.isatty() else 140).print(text)
+        print(output.text(text, width=None if sys.stdout.isatty() else 140), end="")
     else:
         print(text)

@@ -4,9 +4,9 @@ import dataclasses
 
 import keras
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from keras_rda import output
 from keras_rda.kernels import is_kernel
 
 
@@ -55,10 +55,7 @@ class SparsitySummary:
         table.add_section()
         zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
         table.add_row("all", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
-        console = Console(width=120)
-        with console.capture() as capture:
-            console.print(table)
-        return capture.get()
+        return output.text(table, width=120)
 
 
 def summary(model: keras.Model) -> SparsitySummary:

@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import pathlib
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ import flatbuffers
 import keras
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import BACKEND, small_network
 
 import keras_rda
@@ -283,6 +285,52 @@ def test_command_survives_a_crash(run, tmp_path):
     assert run(crashing_command, tmp_path / "said") == 1
     (line,) = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("Error")]
     assert "ended with SIGSEGV" in line
+
+
+def slow_command(folder):
+    (folder / "parent").write_text(str(os.getpid()))
+
+    def sleep():
+        (folder / "child").write_text(str(os.getpid()))
+        time.sleep(60)
+
+    cli.main = sleep
+    try:
+        cli.run()
+    except SystemExit as end:
+        os._exit(end.code)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the command runs in a process of its own on Linux only")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGKILL, -9)])
+def test_stopped_command_leaves_no_process(tmp_path, number, status):
+    command = os.fork()
+    if not command:
+        slow_command(tmp_path)
+    with at_most(20):
+        while not (tmp_path / "child").exists() or not (child := (tmp_path / "child").read_text()):
+            time.sleep(0.01)
+        os.kill(command, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(command, 0)[1]) == status
+        # Gone, or dead and nobody's yet.
+        with contextlib.suppress(FileNotFoundError):
+            while " Z " not in pathlib.Path(f"/proc/{child}/stat").read_text():
+                time.sleep(0.01)
+
+
+@litert
+def test_names_are_no_markup_and_command_no_terminal(files, tmp_path):
+    model = flatbuffer.read(files["sparse.tflite"])
+    for number, tensor in enumerate(model.subgraphs[0].tensors):
+        tensor.name = f"[/red]\x1b[2J\r:smile: {number}".encode()
+    (tmp_path / "[bold]a.tflite").write_bytes(flatbuffer.pack(model))
+    done = CliRunner().invoke(cli.main, ["inspect", str(tmp_path / "[bold]a.tflite")])
+    assert done.exit_code == 0, done.output
+    assert "[/red]\N{REPLACEMENT CHARACTER}[2J:smile: " in done.output
+    assert "\x1b" not in done.output
+    done = CliRunner().invoke(cli.main, ["inspect", str(tmp_path / "\x1b[2J[red].tflite")])
+    assert done.exit_code == 2
+    assert "\x1b" not in verification.one_line(ValueError("a\x1b[2Jb"))
 
 
 @litert

@@ -52,12 +52,14 @@ def optimizer_for(method, task, steps, model):
 
     schedules = keras.optimizers.schedules
 
-    def recipe(rate, penalty=1e-6):
-        return keras_rda.XRDA(schedules.CosineDecay(rate, steps), penalty, weight_decay=task.weight_decay)
+    def recipe(rate, penalty=1e-6, weight_decay=None):
+        return keras_rda.XRDA(
+            schedules.CosineDecay(rate, steps), penalty, weight_decay=weight_decay or task.weight_decay
+        )
 
     makers = {
         "dense": lambda: sgd(task, steps),
-        "recipe": lambda: recipe(1.0),
+        "recipe": lambda: recipe(task.recipe.learning_rate, weight_decay=task.recipe.weight_decay),
         "fine_tuning": lambda: recipe(FINE_TUNING_RATE),
         "channels": lambda: recipe(FINE_TUNING_RATE, keras_rda.GroupL1(1e-6, layout=model)),
         "sda": lambda: keras_rda.SDA(1.0),
@@ -127,7 +129,8 @@ def train(cell):
                 fit(model, sgd(task, len(batches) * epochs), epochs)  # the very weights of `dense`
             epochs = max(1, round(more * epochs))
         optimizer = optimizer_for(cell.method, task, len(batches) * epochs, model)
-        targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity)]
+        end = {"end": task.recipe.end} if cell.method == "recipe" else {}
+        targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity, **end)]
         history = fit(model, optimizer, epochs, callbacks=targets)
     sigma = keras_rda.sparsity(model, kernels_only=True)
     if cell.method == "channels":  # σ counts what is removed now

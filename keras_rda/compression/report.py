@@ -6,9 +6,9 @@ import math
 
 import keras
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
+from keras_rda import output
 from keras_rda.compression import cutting
 
 layers = keras.layers
@@ -74,12 +74,7 @@ class CompressionReport:
             table.add_row(row.name, row.kind, *map(_change, pairs), why)
         table.add_section()
         table.add_row("all", "", "", *(_change(self.total(name)) for name in ("parameters", "multiply_adds", "bytes")))
-        console = Console(width=150)
-        with console.capture() as capture:
-            console.print(table)
-            for note in self.notes:
-                console.print(note, markup=False)
-        return capture.get()
+        return output.text(table, *self.notes, width=150)
 
 
 def _change(pair):

@@ -12,7 +12,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from keras_rda import compression, metrics
+from keras_rda import compression, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
 from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
@@ -138,7 +138,7 @@ def export(
             emulated_ratio=ratio,
             lost=tuple(lost),
         )
-        os.replace(file.path, path)
+        output.move(file.path, path)
     if lost:
         warnings.warn(
             f"Rounded to {quantize}, {'; '.join(lost)} differ from Keras by as much as they vary: constants would be "
@@ -211,9 +211,9 @@ def _tolerances(reference, dense, quantize):
             plain = verification.predict(dense.path, reference.inputs, delegates=False)
         except RuntimeError:
             plain = {}
-        for name, output in reference.outputs.items():
-            rounding = np.max(np.abs(plain[name].astype("float64") - output), initial=0) if name in plain else np.inf
-            most = verification.QUANTIZED_TOLERANCE[quantize] * verification.magnitude(output)
+        for name, expected in reference.outputs.items():
+            rounding = np.max(np.abs(plain[name].astype("float64") - expected), initial=0) if name in plain else np.inf
+            most = verification.QUANTIZED_TOLERANCE[quantize] * verification.magnitude(expected)
             tolerances[name] += min(_ROUNDING_FACTOR * rounding, most) + steps.get(name, 0)
     return tolerances
 

@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import pathlib
 
-from rich.console import Console
 from rich.table import Column, Table
 
+from keras_rda import output
 from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
 from keras_rda.litert.verification import Check, worst
@@ -133,14 +133,16 @@ class ExportReport:
             lstrip_blocks=True,
         )
         page = environment.get_template("report.html").render(report=self)
-        pathlib.Path(path).write_text(page, encoding="utf-8")
+        path = pathlib.Path(path)
+        unfinished = path.with_name(f".{path.name}.part")
+        try:
+            unfinished.write_text(page, encoding="utf-8")
+            output.move(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def __str__(self):
-        console = Console(width=140)
-        with console.capture() as capture:
-            for table in (self._summary(), tensor_table(self.tensors)):
-                console.print(table)
-        return capture.get()
+        return output.text(self._summary(), tensor_table(self.tensors), width=140)
 
     def _summary(self):
         table = Table("LiteRT file", self.path)

@@ -9,6 +9,7 @@ from typing import Literal
 import keras
 import numpy as np
 
+from keras_rda import output
 from keras_rda.litert import feeds, flatbuffer
 from keras_rda.types import Data, Path
 
@@ -308,16 +309,17 @@ def output_steps(model):
         if flatbuffer.operator_name(model, operator) == "DEQUANTIZE":
             sources[operator.outputs[0]] = graph.tensors[operator.inputs[0]]
     steps = {}
-    for output in (model.signatureDefs[0].outputs if model.signatureDefs else None) or []:
-        source = sources.get(output.tensorIndex)
+    for place in (model.signatureDefs[0].outputs if model.signatureDefs else None) or []:
+        source = sources.get(place.tensorIndex)
         if source is not None and source.quantization is not None and source.quantization.scale is not None:
-            steps[output.name.decode(errors="replace")] = float(max(source.quantization.scale))
+            steps[place.name.decode(errors="replace")] = float(max(source.quantization.scale))
     return steps
 
 
 def one_line(error):
     """The line of an error's message that says something, without colours."""
-    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [output.printable(line.strip()) for line in text.splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     # TensorFlow puts the trace of a traced function first, Keras the name of the layer.

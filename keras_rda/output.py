@@ -1,0 +1,30 @@
+"""How results leave the package: as text for people, and as files that are whole or not there."""
+
+import os
+import pathlib
+
+from rich.console import Console
+
+
+def text(*parts, width):
+    """Tables and lines as plain text.
+
+    Names come out of files: none of them is taken for markup, and what would command the terminal becomes `�`.
+    """
+    console = Console(width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return "\n".join(map(printable, capture.get().split("\n")))
+
+
+def printable(line):
+    """A line in which what would command the terminal is `�`."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+
+
+def move(unfinished, path):
+    """Put a file that was written beside `path` in its place, once its content is on the disk."""
+    with pathlib.Path(unfinished).open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
