@@ -173,6 +173,8 @@ def compiled_steps(optimizer, variable, gradients):
         for gradient in gradients:
             trained, state = apply(state, [gradient], trained)
             yield np.asarray(trained[0])
+        for own, value in zip([variable, *optimizer.variables], [*trained, *state], strict=True):
+            own.assign(value)
     else:
         import tensorflow as tf
 

@@ -51,7 +51,7 @@ def fit(make_optimizer, feature, precision, compiled):
     layers = network()
     settings = {
         "accumulation": {"gradient_accumulation_steps": 2},
-        "clipping": {"global_clipnorm": 0.1},
+        "clipping": {"global_clipnorm": 0.4},
         "EMA": {"use_ema": True, "ema_momentum": 0.5},
         "schedule": {"learning_rate": keras.optimizers.schedules.PiecewiseConstantDecay([1], [1.0, 0.5])},
     }

@@ -233,6 +233,28 @@ def test_low_precision_variables_move_as_float32_ones(make_optimizer_of_each_kin
     assert_close([ours.astype("float32")], [theirs], rtol=0.01, atol=0.01)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.every)])
+def test_averages_and_accumulated_gradients_of_low_precision_variables(make_optimizer_of_each_kind, dtype):
+    """In bfloat16 256 + 1 is 256; in float16, 2048 + 1 is 2048; in both, a momentum of 0.9999 is 1."""
+    large = {"bfloat16": 256, "float16": 2048}[dtype]
+    ends = []
+    for precision in (dtype, "float32"):
+        optimizer = make_optimizer_of_each_kind(
+            learning_rate=0.01, use_ema=True, ema_momentum=0.9999, gradient_accumulation_steps=32
+        )
+        w_1 = np.linspace(-1, 1, 4).reshape(2, 2) * (not isinstance(optimizer, keras_rda.RDA))
+        (variable,) = variables(w_1, dtype=precision)
+        optimizer.build([variable])
+        (average,), averages = optimizer._model_variables_moving_average, []
+        for _ in range(2):
+            gradients = [np.full((2, 2), 32 if number else large) for number in range(32)]
+            for _ in compiled_steps(optimizer, variable, [np.asarray(ops.cast(-g, precision)) for g in gradients]):
+                pass
+            averages.append(values([average])[0].astype("float64"))
+        ends.append([values([variable])[0].astype("float32"), 1e4 * (averages[1] - averages[0])])
+    assert_close(*ends, rtol=0.02, atol=5e-3)
+
+
 def test_low_precision_weights_set_from_outside_are_where_the_next_step_starts():
     (low,) = variables(KERNEL, dtype="bfloat16")
     optimizer = keras_rda.ProxSGD(0.1, penalty=0.0, exponent=0.0)

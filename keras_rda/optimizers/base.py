@@ -188,7 +188,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             self.steering = self.add_variable((len(self.STEERING), len(variables)), name="steering", **options)
         self._slots = [self.add_slots(variable, self.penalizes(i)) for i, variable in enumerate(variables)]
         for variable, slots in zip(variables, self._slots, strict=True):
-            if self.starts_from_weights and keras.backend.standardize_dtype(variable.dtype) in ("bfloat16", "float16"):
+            if self.starts_from_weights and _low_precision(variable.dtype):
                 slots["weights"] = self.add_slot(variable, "weights")
 
     def add_slots(self, variable, penalized):
@@ -197,11 +197,16 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
 
     def add_slot(self, variable, name):
         """Create a float32 slot of zeros with the shape and layout of `variable`."""
+        return self.add_variable_from_reference(variable, name)
+
+    def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
+        """As Keras' own, for its averages and accumulated gradients too, but in float32: sums in bfloat16 stall."""
         return self.add_variable(
-            variable.shape,
+            reference_variable.shape,
+            initializer=initializer,
             dtype="float32",
-            layout=getattr(variable, "_layout", None),
-            name=f"{kernels.variable_path(variable).replace('/', '_')}_{name}",
+            layout=getattr(reference_variable, "_layout", None),
+            name=f"{kernels.variable_path(reference_variable).replace('/', '_')}_{name}",
         )
 
     def step(self, weights, gradient, rate, index, slots, prox):
@@ -263,6 +268,8 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         """Update the variables from their gradients; see `keras.optimizers.Optimizer.apply`."""
         if self.penalty is not None:
             self.penalty.follow_schedule(self.iterations)
+        if self.gradient_accumulation_steps:
+            grads = [ops.cast(_dense(g), "float32") if g is not None and _low_precision(g.dtype) else g for g in grads]
         super().apply(grads, trainable_variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
@@ -340,16 +347,22 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
     def _apply_weight_decay(self, variables):
         pass  # coupled instead: update_step adds it to the gradient
 
-    def finalize_variable_values(self, var_list):
+    def _update_model_variables_moving_average(self, trainable_variables):
+        # Keras', but in float32 throughout: in bfloat16 a momentum of 0.999 is 1.
+        for average, variable, slots in zip(
+            self._model_variables_moving_average, trainable_variables, self._slots, strict=True
+        ):
+            weights = ops.cast(slots.get("weights", variable), "float32")
+            momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
+            average.assign(ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1.0, momentum), weights)))
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables):
         """At the end of training with `use_ema`: the averages where the last weights are not zero, else zero."""
-        if not self.use_ema:
-            return
-        penalizable = [variable for variable in var_list if kernels.is_kernel(variable)]
-        survives = [ops.not_equal(variable, 0) for variable in penalizable]
-        super().finalize_variable_values(var_list)
-        for variable, keep in zip(penalizable, survives, strict=True):
-            average = ops.convert_to_tensor(variable)
-            variable.assign(ops.where(keep, average, ops.zeros_like(average)))
+        for average, variable in zip(self._model_variables_moving_average, trainable_variables, strict=True):
+            value = ops.convert_to_tensor(average)
+            if kernels.is_kernel(variable):
+                value = ops.where(ops.equal(variable, 0), 0.0, value)
+            variable.assign(ops.cast(value, variable.dtype))
 
     def get_config(self):
         config = super().get_config()
@@ -383,6 +396,10 @@ def inner_optimizer(model):
     """The optimizer of `model`, without the wrapper that mixed precision puts around it; None if it is not compiled."""
     optimizer = getattr(model, "optimizer", None)
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _low_precision(dtype):
+    return keras.backend.standardize_dtype(dtype) in ("bfloat16", "float16")
 
 
 def _dense(gradient):
