@@ -13,6 +13,8 @@ from keras_rda import kernels
 from keras_rda.proximal import group_soft_threshold, soft_threshold
 from keras_rda.types import Schedulable
 
+_LARGEST_FLOAT32 = float(np.finfo("float32").max)
+
 
 class Penalty:
     """Base class: a non-negative `strength` λ times a function with its minimum at zero.
@@ -333,6 +335,11 @@ def get(penalty):
     )
 
 
+def is_float32(value):
+    """Whether a value is a real number, of Python or NumPy, that is finite in float32."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(abs(value) <= _LARGEST_FLOAT32)
+
+
 def _check_strength(name, strength):
     return _check_number(f"{name}: the strength λ", strength, "1e-6")
 
@@ -343,7 +350,7 @@ def _check_number(what, number, example):
         raise TypeError(
             f"{what} must be a number ≥ 0, for example {example}; received {number!r} of type {type(number).__name__}."
         )
-    if not (math.isfinite(number) and number >= 0):
+    if not (is_float32(number) and number >= 0):
         raise ValueError(f"{what} must be finite and ≥ 0; received {number!r}. Typical values: 1e-8 to 1e-4.")
     return float(number)
 

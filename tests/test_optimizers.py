@@ -1,15 +1,54 @@
 """Arguments, exclusions and warnings of the optimizers: what is refused, and how the message helps."""
 
+import inspect
 import math
+import re
 
 import keras
 import numpy as np
 import pytest
 from conftest import OPTIMIZERS, compiled, small_network, values, variables
+from hypothesis import given
+from hypothesis import strategies as st
 
 import keras_rda
 
 PENALISED = [name for name in OPTIMIZERS if name != "SDA"]
+
+
+CLASSES = (keras_rda.MRDA, keras_rda.RDA, keras_rda.SDA, keras_rda.RMDA, keras_rda.XRDA, keras_rda.ProxSGD)
+ANYTHING = st.one_of(
+    st.floats(),
+    st.floats(0, 1),
+    st.integers(),
+    st.sampled_from([True, False, None, "zero", "initial", "", "0.5", b"1", [], [3, 7], {}, object(), 1j, 10**400]),
+    st.sampled_from([np.float32(0.5), np.int64(3), np.array(0.5), np.array([0.5]), np.nan, np.inf, keras_rda.L1(0.1)]),
+)
+
+
+@given(st.data())
+def test_any_arguments_are_refused_by_name_or_make_an_optimizer(data):
+    """An error of the two kinds that says which argument; or an optimizer that moves to finite weights, and that its
+    configuration makes again."""
+    kind = data.draw(st.sampled_from((*CLASSES, keras_rda.SqrtProxSGD)))
+    names = [name for name in inspect.signature(kind).parameters if name != "kwargs"]
+    arguments = data.draw(st.dictionaries(st.sampled_from([*names, "weight_decay"]), ANYTHING, max_size=3))
+    optimizer, message = None, ""
+    try:
+        optimizer = kind(**arguments)
+    except (TypeError, ValueError) as error:
+        message = str(error)
+    if optimizer is None:
+        words = {"penalty": "λ|[Pp]enalty"}
+        assert any(re.search(words.get(name, name), message) for name in arguments), message
+        return
+    config = optimizer.get_config()
+    (kernel,) = variables(np.zeros((2, 2)))
+    for _ in range(2):
+        optimizer.apply([np.full((2, 2), -1.0, "float32")], [kernel])
+    if all(abs(value) < 1e6 for value in arguments.values() if isinstance(value, float)):  # else float32 ends
+        assert np.isfinite(values([kernel])).all()
+    assert kind.from_config(config).get_config() == config
 
 
 @pytest.mark.parametrize("rate", [-1.0, 0.0, -1, 1, True, math.nan, math.inf])

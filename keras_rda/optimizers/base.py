@@ -1,6 +1,5 @@
 """What the optimizers share: which variables are penalised, how updates are counted, what is saved."""
 
-import math
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from keras import ops
 
 from keras_rda import kernels
 from keras_rda.optimizers.state import CheckedState
-from keras_rda.penalties import Penalty
+from keras_rda.penalties import Penalty, is_float32
 from keras_rda.types import Rate
 
 
@@ -57,16 +56,14 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
     def __init__(self, learning_rate: Rate, penalty: Penalty | None, **kwargs: Any) -> None:
         name = type(self).__name__
         if isinstance(learning_rate, numbers.Real):
-            if isinstance(learning_rate, int) or not (math.isfinite(learning_rate) and float(learning_rate) > 0):
+            if isinstance(learning_rate, int) or not (is_float32(learning_rate) and np.float32(learning_rate) > 0):
                 raise ValueError(
                     f"{name}: learning_rate (1/γ) must be a positive float; received {learning_rate!r}. The paper's "
                     "γ = 1 is learning_rate=1.0."
                 )
             learning_rate = float(learning_rate)  # Keras takes no NumPy scalars
         weight_decay = kwargs.get("weight_decay")
-        if weight_decay is not None and not (
-            isinstance(weight_decay, numbers.Real) and math.isfinite(weight_decay) and float(weight_decay) >= 0
-        ):
+        if weight_decay is not None and not (is_float32(weight_decay) and float(weight_decay) >= 0):
             raise ValueError(f"{name}: weight_decay must be a finite number ≥ 0; received {weight_decay!r}.")
         if kwargs.get("ema_overwrite_frequency") is not None:
             raise ValueError(
@@ -96,7 +93,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
 
     @learning_rate.setter
     def learning_rate(self, learning_rate):
-        if isinstance(learning_rate, numbers.Real) and not (math.isfinite(learning_rate) and learning_rate >= 0):
+        if isinstance(learning_rate, numbers.Real) and not (is_float32(learning_rate) and learning_rate >= 0):
             raise ValueError(
                 f"{type(self).__name__}: learning_rate must be set to a finite number ≥ 0; received {learning_rate!r}."
             )

@@ -1,5 +1,3 @@
-import math
-import numbers
 from typing import Any
 
 import keras
@@ -72,11 +70,11 @@ class XRDA(PenalizedOptimizer):
                 "needs prox alone: MRDA, RMDA, ProxSGD."
             )
         super().__init__(learning_rate, penalty, **kwargs)
-        if averaging is not None and not (_is_number(averaging) and 0 <= averaging <= 1):
+        if averaging is not None and not (penalties.is_float32(averaging) and 0 <= averaging <= 1):
             raise ValueError(f"XRDA: averaging (a) must be a number from 0 to 1, or None; received {averaging!r}.")
-        if not (_is_number(reweighting) and reweighting >= 1):
+        if not (penalties.is_float32(reweighting) and reweighting >= 1):
             raise ValueError(f"XRDA: reweighting (M) must be a finite number ≥ 1; received {reweighting!r}.")
-        if not (_is_number(time_scale) and time_scale > 0):
+        if not (penalties.is_float32(time_scale) and time_scale > 0):
             raise ValueError(f"XRDA: time_scale (τ) must be a finite number above 0; received {time_scale!r}.")
         self.averaging = averaging if averaging is None else float(averaging)
         self.reweighting = float(reweighting)
@@ -148,7 +146,3 @@ class XRDA(PenalizedOptimizer):
     def get_config(self):
         config = {"averaging": self.averaging, "reweighting": self.reweighting, "time_scale": self.time_scale}
         return {**super().get_config(), **config}
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
