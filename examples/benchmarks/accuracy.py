@@ -77,7 +77,8 @@ def optimizer_for(method, task, steps, model):
         "rmda": lambda: keras_rda.RMDA(
             schedules.PiecewiseConstantDecay([steps // 2, 3 * steps // 4], [0.1, 0.01, 0.001])
         ),
-        "ftrl": lambda: keras.optimizers.Ftrl(0.05, l1_regularization_strength=1e-4),
+        # With Keras' initial_accumulator_value of 0.1 the first step forgets the initial weights: top-1 stays at 10 %.
+        "ftrl": lambda: keras.optimizers.Ftrl(0.05, initial_accumulator_value=1e-8, l1_regularization_strength=1e-4),
     }
     return makers[method]()
 
