@@ -34,7 +34,6 @@ RESULTS = FOLDER / "results"
 FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zeros; as many more for `fine_tuning`
 FINE_TUNING_RATE = 0.3
 CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
-L1_IN_THE_LOSS = 1e-4
 
 
 def sgd(task, steps, factor=1.0):
@@ -111,7 +110,7 @@ def train(cell):
         ).history
 
     if cell.method == "l1_threshold":
-        model = task.network(keras, keras.layers, task.input_shape, keras.regularizers.L1(L1_IN_THE_LOSS))
+        model = task.network(keras, keras.layers, task.input_shape, keras.regularizers.L1(task.l1_in_the_loss))
         tuning = max(1, round(FINE_TUNING * cell.epochs))
         fit(model, sgd(task, len(batches) * (cell.epochs - tuning)), cell.epochs - tuning)
         threshold(model, cell.sparsity)
