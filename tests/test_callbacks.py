@@ -88,11 +88,14 @@ def test_other_optimizers_and_models_without_kernels(digits):
     assert np.all(np.array(history["sparsity"]) >= 0)
 
 
-STEERED = {  # without RDA, whose network stays at zero, and √t-prox-SGD, whose thresholds grow whatever λ is
+STEERED = {  # without RDA, whose network stays at zero
     "MRDA": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5),
     "RMDA": lambda cosine: keras_rda.RMDA(0.1, 1e-5),
     "XRDA": lambda cosine: keras_rda.XRDA(cosine(1.0), 1e-5),
     "ProxSGD-momentum": lambda cosine: keras_rda.ProxSGD(cosine(0.05), 1e-5, 0.9, 0.0),
+    "MRDA-initial": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5, "initial"),
+    "ProxSGD": lambda cosine: keras_rda.ProxSGD(1.0, 1e-5),
+    "SqrtProxSGD": lambda cosine: keras_rda.SqrtProxSGD(1.0, 1e-9),
 }
 
 
@@ -127,6 +130,8 @@ def cells():
             for network in NETWORKS:
                 if network == "convolutions" and target == 0.98:
                     continue  # 16 of 792 weights: no network
+                if network == "convolutions" and target == 0.95 and name in ("ProxSGD", "SqrtProxSGD"):
+                    continue  # 40 of 792: one noisy gradient brings weights back, or all go; a warning says so
                 # The smaller network where it will do.
                 diagonal = position == number and (network == "residual") == (target > 0.9)
                 yield pytest.param(name, target, network, marks=() if diagonal else pytest.mark.every)
