@@ -209,9 +209,11 @@ def test_step_time(monkeypatch):
     size = 4 * sum(row.size for row in keras_rda.summary(model).rows)
     assert slots["SGD, momentum"] <= slots["MRDA"] < slots["MRDA, center initial"]
     assert slots["MRDA, center initial"] >= 2 * size > 2 * slots["ProxSGD"]
-    table, bandwidth = step_time.report(model, seconds, slots)
+    table, bandwidth, _ = step_time.report(model, seconds, slots)
     assert table.row_count == len(step_time.OPTIMIZERS)
     assert bandwidth > 0
+    seconds["MRDA"] = [100 * value for value in seconds["SGD, momentum"]]
+    assert "MRDA" in step_time.report(model, seconds, slots)[2]
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute")

@@ -127,7 +127,7 @@ TASKS = {
     "digits": Task("digits", (8, 8, 1), convolutions, 60, augmented=False),  # embedded: to try the command
     "fashion_mnist": Task("fashion_mnist", (28, 28, 1), convolutions, 20, augmented=False, weight_decay=1e-3),
     "fashion_mnist_residual": Task("fashion_mnist", (28, 28, 1), residual, 10, augmented=False, weight_decay=1e-3),
-    "cifar10": Task("cifar10", (32, 32, 3), residual, 10, True, l1_in_the_loss=2e-4, recipe=Recipe(2.0, 1e-3, 0.9)),
+    "cifar10": Task("cifar10", (32, 32, 3), residual, 10, True, recipe=Recipe(2.0, 1e-3, 0.9)),
     "cifar10_plain": Task("cifar10", (32, 32, 3), wide, 10, augmented=True),
 }
 BATCH_SIZE = 128
