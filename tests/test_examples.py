@@ -70,9 +70,9 @@ def test_recipe(tmp_path):
         assert top1 > 80
         assert measured == pytest.approx(sigma, abs=0.005)
         assert size == (tmp_path / f"digits-{name}.tflite").stat().st_size
-    result = run("recipe.py", "--epochs", 3, check=False)
+    result = run("recipe.py", "--epochs", 7, check=False)
     assert result.returncode == 2
-    assert "--epochs must be at least 4" in result.stderr
+    assert "--epochs must be at least 8" in result.stderr
 
 
 def test_custom_loop():

@@ -7,7 +7,8 @@
 Every method has the same network, order of the data, augmentation, epochs and seeds. One run is one line of the results
 file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
 `fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero
-in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again.
+in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again. Their lines have the top-1 of
+that very dense model too.
 """
 
 import argparse
@@ -32,7 +33,8 @@ import accuracy_data as data
 FOLDER = pathlib.Path(__file__).parent
 RESULTS = FOLDER / "results"
 FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zeros; as many more for `fine_tuning`
-FINE_TUNING_RATE = 0.3
+CHOOSING = 0.4  # of these: `fine_tuning` chooses the zeros in them, and freezes them for the others
+CHOOSING_END = 0.9  # when σ reaches the target then
 CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
 
 
@@ -59,8 +61,8 @@ def optimizer_for(method, task, steps, model):
     makers = {
         "dense": lambda: sgd(task, steps),
         "recipe": lambda: recipe(task.recipe.learning_rate, weight_decay=task.recipe.weight_decay),
-        "fine_tuning": lambda: recipe(FINE_TUNING_RATE),
-        "channels": lambda: recipe(FINE_TUNING_RATE, keras_rda.GroupL1(1e-6, layout=model)),
+        "fine_tuning": lambda: recipe(0.5),
+        "channels": lambda: recipe(0.3, keras_rda.GroupL1(1e-6, layout=model)),
         "sda": lambda: keras_rda.SDA(1.0),
         "rda": lambda: keras_rda.RDA(1.0),
         "mrda": lambda: keras_rda.MRDA(1.0),
@@ -109,6 +111,10 @@ def train(cell):
             batches, epochs=epochs, initial_epoch=initial_epoch, shuffle=False, verbose=0, callbacks=list(callbacks)
         ).history
 
+    def top1(model):
+        return data.top1(model.predict(np.asarray(x_test), batch_size=1000, verbose=0), y_test)
+
+    also = {}  # in the line of the results
     if cell.method == "l1_threshold":
         model = task.network(keras, keras.layers, task.input_shape, keras.regularizers.L1(task.l1_in_the_loss))
         tuning = max(1, round(FINE_TUNING * cell.epochs))
@@ -121,17 +127,23 @@ def train(cell):
     else:
         model = task.network(keras, keras.layers, task.input_shape)
         epochs = cell.epochs
+        end = {"recipe": task.recipe.end, "fine_tuning": CHOOSING_END}.get(cell.method, 0.75)
         if more := {"fine_tuning": FINE_TUNING, "channels": CHANNELS}.get(cell.method):
             if cell.dense:
                 model = keras.models.load_model(cell.dense, compile=False)
                 batches.start(epochs)
             else:
-                fit(model, sgd(task, len(batches) * epochs), epochs)  # the very weights of `dense`
-            epochs = max(1, round(more * epochs))
+                fit(model, sgd(task, len(batches) * epochs), epochs)
+            also["dense_top1"] = top1(model)
+            epochs = tuning = max(2, round(more * epochs))
+            if cell.method == "fine_tuning":
+                epochs = max(1, round(CHOOSING * tuning))
         optimizer = optimizer_for(cell.method, task, len(batches) * epochs, model)
-        end = {"end": task.recipe.end} if cell.method == "recipe" else {}
-        targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity, **end)]
+        targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity, end=end)]
         history = fit(model, optimizer, epochs, callbacks=targets)
+        if cell.method == "fine_tuning":
+            keras_rda.freeze_zeros(model)
+            history = fit(model, sgd(task, len(batches) * (tuning - epochs)), tuning - epochs)
     sigma = keras_rda.sparsity(model, kernels_only=True)
     if cell.method == "channels":  # σ counts what is removed now
         model = keras_rda.compress(model)
@@ -141,8 +153,8 @@ def train(cell):
         unfinished = pathlib.Path(cell.model).with_suffix(".part.keras")
         model.save(unfinished)
         unfinished.replace(cell.model)
-    top1 = data.top1(model.predict(np.asarray(x_test), batch_size=1000, verbose=0), y_test)
-    return data.result(cell, top1, sigma, seconds, history["accuracy"][-1], versions(), keras.backend.backend())
+    train_top1, backend = history["accuracy"][-1], keras.backend.backend()
+    return data.result(cell, top1(model), sigma, seconds, train_top1, versions(), backend) | also
 
 
 def versions():
