@@ -69,8 +69,10 @@ def start_local_workers(workers):
     try:
         while None in (codes := [process.poll() for process in processes]) and not any(codes):
             time.sleep(0.1)
-        if any(codes):
+        if any(code is not None and code < 0 for code in codes):
             sys.exit("A worker died; start again with the same --backup to go on from the last whole epoch.")
+        if any(codes):
+            sys.exit(1)  # it has said why
     finally:
         for process in processes:
             process.kill()
@@ -170,6 +172,8 @@ def train(arguments, worker, workers):
         if arguments.output:
             unfinished = arguments.output.with_suffix(".part.keras")
             model.save(unfinished)
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())  # on the disk before the backup goes
             unfinished.replace(arguments.output)
         if arguments.backup:
             arguments.backup.unlink(missing_ok=True)

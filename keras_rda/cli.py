@@ -54,11 +54,14 @@ def run():
     """
     if sys.platform != "linux":
         main()
-    parent = os.getpid()
+    parent, signals = os.getpid(), (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until they reach the child
     child = os.fork()
     if not child:
+        os.setpgid(0, 0)  # so that the terminal's Ctrl-C reaches it by the parent alone, once
         # Not to go on alone when the parent is killed (or was already).
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         if os.getppid() == parent:
             main()
         os._exit(1)
@@ -68,10 +71,15 @@ def run():
         stopped.append(number)
         os.kill(child, number)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the child too
-    signal.signal(signal.SIGTERM, stop)
+    for number in signals:
+        signal.signal(number, stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    # Not reaped before the handlers are gone: its number may be another process' then.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if stopped:
+    if stopped and code < 0:
         sys.exit(128 + stopped[0])  # as shells put it
     if code < 0:
         print(
@@ -158,7 +166,7 @@ def verify_command(model, file, representative_data, machine, as_json):
         table.add_row(check.runtime, *numbers, "passed" if check.passed else "failed")
     _show(table, [{**dataclasses.asdict(check), "passed": check.passed} for check in checks], as_json)
     if not all(check.passed for check in checks):
-        raise click.ClickException(f"{file} does not compute what {model} does.")
+        raise click.ClickException(output.printable(f"{file} does not compute what {model} does."))
 
 
 @main.command()
@@ -227,7 +235,7 @@ def _working(description):
         console = Console(file=terminal)
         try:
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-                task = progress.add_task(description, total=None)
+                task = progress.add_task(output.printable(description), total=None)
                 yield lambda share: progress.update(task, total=1, completed=share)
         finally:
             os.dup2(terminal.fileno(), 2)

@@ -2,8 +2,11 @@
 
 import os
 import pathlib
+import unicodedata
 
 from rich.console import Console
+
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def text(*parts, width):
@@ -20,7 +23,12 @@ def text(*parts, width):
 
 def printable(line):
     """A line in which what would command the terminal is `�`."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    return "".join("\N{REPLACEMENT CHARACTER}" if _commands(letter) else letter for letter in line)
+
+
+def _commands(letter):
+    """Control characters, halves of surrogate pairs, and what reverses the direction of text."""
+    return (unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t") or letter in _DIRECTIONS
 
 
 def move(unfinished, path):

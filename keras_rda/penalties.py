@@ -337,7 +337,12 @@ def get(penalty):
 
 def is_float32(value):
     """Whether a value is a real number, of Python or NumPy, that is finite in float32."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and bool(abs(value) <= _LARGEST_FLOAT32)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return False
+    try:
+        return abs(float(value)) <= _LARGEST_FLOAT32
+    except OverflowError:
+        return False
 
 
 def _check_strength(name, strength):

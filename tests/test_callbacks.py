@@ -545,6 +545,17 @@ def test_backup_with_an_order_that_depends_on_the_epoch(digits, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"run.npz", "undisturbed.npz"}
 
 
+def test_backup_of_a_resumed_run_that_is_interrupted_leaves_the_next_fit_its_epochs(digits, tmp_path):
+    def train(*callbacks, **options):
+        return fit(model, digits, [*callbacks], epochs=4, shuffle=False, **options)
+
+    model = compiled(small_network(), keras_rda.MRDA())
+    for _ in range(2):  # the second goes on from the first
+        with pytest.raises(KeyboardInterrupt):
+            train(keras_rda.Backup(tmp_path / "run.npz"), Stop())
+    assert train().epoch == [0, 1, 2, 3]
+
+
 def test_backup_errors(digits, tmp_path):
     with pytest.raises(ValueError, match=r"path must end with \.npz; received 'run\.h5'"):
         keras_rda.Backup("run.h5")

@@ -80,7 +80,7 @@ def eager_float32(name, feature):
     return fit(MAKERS[name], feature, "float32", compiled=False)[3]
 
 
-def promise(name, feature, model, ours, before, after):
+def promise(name, feature, precision, model, ours, before, after):
     """What the feature itself is for."""
     names = ["/".join(v.path.split("/")[-2:]) for v in model.variables]
     moved = {name: bool(np.any(b != a)) for name, b, a in zip(names, before, after, strict=True)}
@@ -90,7 +90,7 @@ def promise(name, feature, model, ours, before, after):
     words = names.index("words/embeddings")
     np.testing.assert_array_equal(before[words][-1], after[words][-1])  # its last row got no gradient
     assert int(keras.ops.convert_to_numpy(ours.iterations)) == STEPS // (1 + (feature == "accumulation"))
-    if feature in ("accumulation", "clipping", "EMA", "schedule"):
+    if feature in ("accumulation", "clipping", "EMA", "schedule") and precision == "float32":
         plain = eager_float32(name, PLAIN)
         assert max(np.max(np.abs(a - b)) for a, b in zip(after, plain, strict=True)) > 1e-3
     if feature == "missing gradient":
@@ -122,6 +122,6 @@ def test_cell(name, feature, precision, compiled, record_property):
     if feature == "MultiOptimizer" and not hasattr(keras.optimizers, "MultiOptimizer"):
         pytest.skip("this Keras has no MultiOptimizer yet")
     model, ours, before, after = fit(MAKERS[name], feature, precision, compiled)
-    promise(name, feature, model, ours, before, after)
+    promise(name, feature, precision, model, ours, before, after)
     for ours, theirs in zip(after, eager_float32(name, feature), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=PRECISIONS[precision] * np.abs(theirs).max(initial=1e-3), rtol=0)

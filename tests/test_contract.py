@@ -255,6 +255,36 @@ def test_averages_and_accumulated_gradients_of_low_precision_variables(make_opti
     assert_close(*ends, rtol=0.02, atol=5e-3)
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_averages_belong_to_their_variables(make_optimizer, dtype):
+    """Without a step, and when only some variables are trained any more."""
+    optimizer = make_optimizer(use_ema=True, ema_momentum=0.5, learning_rate=0.5)
+    start = 0.0 if isinstance(optimizer, keras_rda.RDA) else 4.0
+    first, second = variables(np.full((2, 2), start), np.full((2, 3), start), dtype=dtype)
+    optimizer.build([first, second])
+    for _ in range(3):
+        optimizer.apply([None, -ops.ones((2, 3), dtype)], [first, second])
+    moved = values([second])[0]
+    optimizer.finalize_variable_values([first, second])
+    np.testing.assert_array_equal(values([first])[0].astype("float32"), start)  # it was never stepped
+    assert np.all(np.abs(values([second])[0].astype("float32") - moved.astype("float32")) > 0.01)
+    average = values([second])[0]
+    first.assign(np.full((2, 2), 7.0))
+    optimizer.finalize_variable_values([second])  # the first was frozen meanwhile
+    np.testing.assert_array_equal(values([second])[0], average)
+    np.testing.assert_array_equal(values([first])[0].astype("float32"), 7.0)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 by default")
+def test_accumulated_gradients_of_float64_variables():
+    optimizer = keras_rda.MRDA(gradient_accumulation_steps=2)
+    (kernel,) = variables(np.ones((2, 2)), dtype="float64")
+    for _ in range(2):
+        optimizer.apply([ops.ones((2, 2), "float64")], [kernel])
+    assert np.all(values([kernel])[0] < 1)
+
+
 def test_low_precision_weights_set_from_outside_are_where_the_next_step_starts():
     (low,) = variables(KERNEL, dtype="bfloat16")
     optimizer = keras_rda.ProxSGD(0.1, penalty=0.0, exponent=0.0)

@@ -23,6 +23,7 @@ ANYTHING = st.one_of(
     st.integers(),
     st.sampled_from([True, False, None, "zero", "initial", "", "0.5", b"1", [], [3, 7], {}, object(), 1j, 10**400]),
     st.sampled_from([np.float32(0.5), np.int64(3), np.array(0.5), np.array([0.5]), np.nan, np.inf, keras_rda.L1(0.1)]),
+    st.sampled_from([np.float16(0.5), np.float16("inf"), np.float64("nan")]),
 )
 
 

@@ -232,7 +232,7 @@ def test_render(tmp_path):
 def test_lines_that_a_kill_has_cut_off(tmp_path):
     file = tmp_path / "results.jsonl"
     settings = training.Settings(tables.TABLES["table4"][1][0].run, 1)
-    line = {name: 0 for name in results.NEEDED} | settings.flat()
+    line = {name: 0 for name in results.NEEDED} | settings.flat() | {"device": "2 × x86_64"}
     results.append(file, line)
     whole = file.read_bytes()
     file.write_bytes(whole + whole[:40])
@@ -240,6 +240,9 @@ def test_lines_that_a_kill_has_cut_off(tmp_path):
         assert len(results.read(file)) == 1
     results.append(file, line | {"seed": 1})  # in its place
     assert [found["seed"] for found in results.read(file)] == [0, 1]
+    file.write_bytes(whole + whole[: whole.index(b"\\u") + 3])  # in the middle of a letter
+    with pytest.warns(UserWarning, match="the last line is cut off"):
+        assert len(results.read(file)) == 1
     file.write_bytes(whole.rstrip(b"\n"))  # only the end of the line is missing
     results.append(file, line | {"seed": 1})
     assert [found["seed"] for found in results.read(file)] == [0, 1]
@@ -280,8 +283,11 @@ def test_another_version_does_not_go_on(prepared, tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
     training.Checkpoint(tmp_path, settings()).save(model, [])
     monkeypatch.setattr(training, "versions", lambda: {"keras": "0"})
-    with pytest.raises(data.WrongSettings, match=r"was made by .*, and these are .*: delete it to begin anew"):
-        training.train(settings(), prepared, tmp_path)
+    for _ in range(2):
+        with pytest.raises(data.WrongSettings, match=r"was made by .*, and these are .*: delete it to begin anew"):
+            training.train(settings(), prepared, tmp_path)
+        (history,) = tmp_path.rglob("history.json")
+        history.write_text("[]")  # as no version with settings wrote it
 
 
 def test_bfloat16(prepared, tmp_path):

@@ -89,7 +89,8 @@ def run_cells(table, cells, seeds, epochs, scale, data_dir, output, file):
             except (data.WrongSettings, FileNotFoundError, ImportError, OSError) as error:
                 raise click.ClickException(str(error)) from error
             except Exception as error:
-                if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in f"{type(error).__name__} {error}".upper():
+                kind = f"{type(error).__name__} {error}".upper().replace("_", "")  # as JAX or TensorFlow spell it
+                if isinstance(error, MemoryError) or "RESOURCEEXHAUSTED" in kind:
                     raise click.ClickException(
                         f"Memory is too small: lower --batch-size, --width or --subset.\n{error}"
                     ) from error

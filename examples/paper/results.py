@@ -2,8 +2,10 @@
 
 import collections
 import dataclasses
+import fcntl
 import json
 import os
+import re
 import statistics
 import warnings
 
@@ -64,15 +66,16 @@ def find(lines, wanted):
 def append(file, line):
     """Add a line, on the disk when this returns, in the place of one that a kill has cut off."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT} | line, ensure_ascii=False, allow_nan=False) + "\n"
-    content = file.read_bytes() if file.exists() else b""
-    if last := content.rpartition(b"\n")[2]:
-        try:
-            json.loads(last)
-            text = "\n" + text
-        except ValueError:
-            os.truncate(file, len(content) - len(last))
-    with file.open("a", encoding="utf-8") as stream:
+    text = json.dumps({"format": FORMAT} | line, allow_nan=False) + "\n"
+    with file.open("a+", encoding="ascii") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # another process may be writing
+        content = file.read_bytes()
+        if last := content.rpartition(b"\n")[2]:
+            try:
+                json.loads(last)
+                text = "\n" + text
+            except ValueError:
+                stream.truncate(len(content) - len(last))
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
@@ -82,7 +85,8 @@ def scales(lines):
     """The lines in groups that can be compared: a dict from what they have in common, in words."""
     groups = collections.defaultdict(list)
     for line in lines:
-        scale = f"scaled: {line['scaled']}" if line["scaled"] else "the paper's scale"
+        scaled = re.sub(r" of \d+ epochs", " epochs", line["scaled"])  # which differ between the rows of Table 6
+        scale = f"scaled: {scaled}" if scaled else "the paper's scale"
         groups[f"{scale}; batches of {line['batch_size']}, {line['dtype']}, {line['backend']}"].append(line)
     return groups
 

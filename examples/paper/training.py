@@ -240,10 +240,11 @@ class Checkpoint:
         for name in ("last", "previous"):  # a kill may have come between two renames
             if (self.folder / name / "history.json").exists():
                 saved = json.loads((self.folder / name / "history.json").read_text(encoding="utf-8"))
-                if saved["settings"] != self.settings:
+                settings = saved.get("settings", {}) if isinstance(saved, dict) else {}
+                if settings != self.settings:
                     raise data.WrongSettings(
-                        f"The checkpoint in {self.folder} was made by {saved['settings']['versions']}, and these are "
-                        f"{self.settings['versions']}: delete it to begin anew."
+                        f"The checkpoint in {self.folder} was made by {settings.get('versions', 'another version')}, "
+                        f"and these are {self.settings['versions']}: delete it to begin anew."
                     )
                 return keras.models.load_model(self.folder / name / "model.keras"), saved["history"]
         return None, []

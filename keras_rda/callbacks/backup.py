@@ -18,7 +18,8 @@ class Backup(keras.callbacks.Callback):
     kill between them continues the wrong epoch, and HDF5 takes the process with it when the disk is full.) `fit` starts
     from the backup if there is one, and removes it when training ends. What has to outlast a kill after that, before
     the model is saved, needs `delete_checkpoint=False`: when such a run is started again, `fit` restores its end and
-    returns. Delete the file when the model is saved, or the next run with it will not train.
+    returns. (Training that stopped early, as by `EarlyStopping`, goes on instead.) Delete the file when the model is
+    saved, or the next run with it will not train.
 
     The same bits need the same batches in each epoch, whatever epoch a process starts with: `shuffle=False`, or a
     `PyDataset` that draws its order from the epoch's number.
@@ -55,6 +56,9 @@ class Backup(keras.callbacks.Callback):
         if self.path.exists():
             self.model._initial_epoch = self._restore()  # as Keras' own callback tells fit where to start
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model._initial_epoch = None  # `fit` has read it; the next, if this is interrupted, has its own
+
     def on_epoch_end(self, epoch, logs=None):
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
         unfinished = self.path.with_name(f"{self.path.name}.part")
@@ -73,7 +77,7 @@ class Backup(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self.delete_checkpoint:
             self.path.unlink(missing_ok=True)
-        self.model._initial_epoch = None  # a second fit starts with its own first epoch
+        self.model._initial_epoch = None  # where no epoch was left to begin
 
     def _variables(self):
         return [*self.model.variables, *self.model.optimizer.variables]

@@ -190,12 +190,10 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         optimizer = self._optimizer()
-        if self._first_epoch is None:  # no epoch was left to train
-            for group in self._groups:
-                group.remember(optimizer, **dict.fromkeys(optimizer.STEERING, 0.0))
-            return
+        if self._first_epoch is None and not any(group.recall(optimizer, "begun") for group in self._groups):
+            return  # no epoch to train
         advice = f"Train longer, or let σ reach the target earlier: end is {self.end}."
-        if self._position < self._batches:
+        if self._first_epoch is not None and self._position < self._batches:
             advice = f"Training stopped after {self._position} of {self._batches} batches."
         for group in self._groups:
             sigma = group.measure(optimizer, optimizer.weight)

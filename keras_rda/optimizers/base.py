@@ -33,7 +33,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
     - **`weight_decay` ρ** enters as `g + ρ·w`. Keras' decoupled form edits `w` before the step, which a step that
       overwrites `w` would undo silently.
     - **`use_ema`**: at the end of training the averages replace the weights where the last weights are not zero, so the
-      zeros stay. `ema_overwrite_frequency` is refused.
+      zeros stay. `ema_overwrite_frequency` is refused, and `keras.callbacks.SwapEMAWeights` needs float32 variables.
     - **Saving**: state that does not fit raises. Keras would warn and skip it, and a step from lost sums would rewrite
       the model.
 
@@ -266,7 +266,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         if self.penalty is not None:
             self.penalty.follow_schedule(self.iterations)
         if self.gradient_accumulation_steps:
-            grads = [ops.cast(_dense(g), "float32") if g is not None and _low_precision(g.dtype) else g for g in grads]
+            grads = [g if g is None or _is_float32(g.dtype) else ops.cast(_dense(g), "float32") for g in grads]
         super().apply(grads, trainable_variables)
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
@@ -318,12 +318,8 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         if 0 in variable.shape:
             return  # backends refuse the maximum of nothing, and Keras' add on TensorFlow some empty shapes
         index = self._get_variable_index(variable)
-        slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
-        weights = ops.cast(variable, "float32")
-        if "weights" in slots:
-            # Unless the variable was set from outside meanwhile.
-            precise = slots.pop("weights")
-            weights = ops.where(ops.equal(ops.cast(precise, variable.dtype), variable), precise, weights)
+        slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items() if name != "weights"}
+        weights = self._precise_weights(index, variable)
         gradient = ops.cast(_dense(gradient), "float32")
         # Before a variable's first step counts, nothing may enter a sum: gradient and rate are zero. (Choosing between
         # old and new slots instead made MRDA's update 2.4 times slower on TensorFlow.)
@@ -341,21 +337,34 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             self.assign(self._slots[index][name], value)
         self.assign(variable, ops.cast(new_weights, variable.dtype))
 
+    def _precise_weights(self, index, variable):
+        """The variable in float32: of low precision, as its last step left it, unless it was set from outside since."""
+        weights = ops.cast(variable, "float32")
+        if "weights" not in self._slots[index]:
+            return weights
+        precise = ops.convert_to_tensor(self._slots[index]["weights"])
+        return ops.where(ops.equal(ops.cast(precise, variable.dtype), variable), precise, weights)
+
     def _apply_weight_decay(self, variables):
         pass  # coupled instead: update_step adds it to the gradient
 
     def _update_model_variables_moving_average(self, trainable_variables):
         # Keras', but in float32 throughout: in bfloat16 a momentum of 0.999 is 1.
-        for average, variable, slots in zip(
-            self._model_variables_moving_average, trainable_variables, self._slots, strict=True
-        ):
-            weights = ops.cast(slots.get("weights", variable), "float32")
-            momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
+        momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
+        for variable in trainable_variables:
+            index = self._get_variable_index(variable)
+            average = self._model_variables_moving_average[index]
+            if average is None:  # of a variable that is overwritten with its gradient
+                continue
+            weights = self._precise_weights(index, variable)
             average.assign(ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1.0, momentum), weights)))
 
     def _overwrite_model_variables_with_average_value(self, trainable_variables):
         """At the end of training with `use_ema`: the averages where the last weights are not zero, else zero."""
-        for average, variable in zip(self._model_variables_moving_average, trainable_variables, strict=True):
+        for variable in trainable_variables:
+            average = self._model_variables_moving_average[self._get_variable_index(variable)]
+            if average is None:
+                continue
             value = ops.convert_to_tensor(average)
             if kernels.is_kernel(variable):
                 value = ops.where(ops.equal(variable, 0), 0.0, value)
@@ -393,6 +402,10 @@ def inner_optimizer(model):
     """The optimizer of `model`, without the wrapper that mixed precision puts around it; None if it is not compiled."""
     optimizer = getattr(model, "optimizer", None)
     return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _is_float32(dtype):
+    return keras.backend.standardize_dtype(dtype) == "float32"
 
 
 def _low_precision(dtype):
