@@ -118,6 +118,9 @@ def main(output, names):
                 arrays[f"steered/shards/{name}"] = np.array(
                     weights_by_device(model.get_layer("hidden").kernel)[0].shape
                 )
+    for kind in ("one", *KINDS):
+        model = train(lambda: OPTIMIZERS["MRDA"](use_ema=True, ema_momentum=0.9), kind)
+        arrays[f"averages/{kind}"] = np.concatenate([np.ravel(variable) for variable in model.trainable_variables])
     if BACKEND == "tensorflow":
         # The second replica alone has the NaN, in the first step.
         model = train(OPTIMIZERS["MRDA"], "mirrored", spoil=BATCH_SIZE - 1)
@@ -132,7 +135,8 @@ def runs(request, tmp_path_factory):
     """What `main` saves, made in a process of its own for the optimizers of the tests that were chosen."""
     output = tmp_path_factory.mktemp("distribution") / "runs.npz"
     tests = [item for item in request.session.items if item.fspath == request.node.fspath]
-    names = dict.fromkeys(item.callspec.params["name"] for item in tests if hasattr(item, "callspec"))
+    parameters = [item.callspec.params for item in tests if hasattr(item, "callspec")]
+    names = dict.fromkeys(chosen["name"] for chosen in parameters if "name" in chosen)
     subprocess.run([sys.executable, __file__, output, *names], check=True, env={**os.environ, "KERAS_BACKEND": BACKEND})
     with np.load(output) as arrays:
         return dict(arrays)
@@ -175,6 +179,14 @@ def test_slots_are_sharded_as_their_variables(runs, name):
 @pytest.mark.parametrize("name", BASIC)
 def test_target_sparsity_ends_where_it_does_on_one_device(runs, name, kind):
     assert runs[f"steered/{kind}/{name}"] == pytest.approx(runs[f"steered/one/{name}"], abs=0.002)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_averages_are_those_of_one_device(runs, kind):
+    ours, theirs = runs[f"averages/{kind}"], runs["averages/one"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert np.count_nonzero((ours == 0) != (theirs == 0)) <= 1 + 0.002 * ours.size
+    assert 0 < np.mean(ours == 0) < 1
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="on JAX there is one gradient")
