@@ -35,6 +35,7 @@ RESULTS = FOLDER / "results"
 FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zeros; as many more for `fine_tuning`
 CHOOSING = 0.4  # of these: `fine_tuning` chooses the zeros in them, and freezes them for the others
 CHOOSING_END = 0.9  # when σ reaches the target then
+SHOWN = (0, 0.5, 0.8, 0.9, 0.95, 0.98)  # σ on the axis of the plot
 CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
 
 
@@ -231,7 +232,7 @@ def table(results):
 
 
 def plot(results, file):
-    """Accuracy over σ, a panel a task."""
+    """Accuracy over σ, a panel a task; logarithmic in what is left."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -240,15 +241,19 @@ def plot(results, file):
     tasks = sorted({line["task"] for line in results})
     figure, panels = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4.5), squeeze=False, layout="constrained")
     for panel, task in zip(panels[0], tasks, strict=True):
-        for method in METHODS:
+        for number, method in enumerate(METHODS):
             points = [
-                (line["sigma"], 100 * line["top1"])
+                (1 - line["sigma"], 100 * line["top1"])
                 for line in results
                 if (line["task"], line["method"]) == (task, method)
             ]
             if points:
-                panel.plot(*zip(*sorted(points), strict=True), "o", label=method, alpha=0.7)
-        panel.set(title=task, xlabel="σ of the kernels", ylabel="top-1, %")
+                color, marker = plt.get_cmap("tab20")(number), "os"[number % 2]
+                panel.plot(*zip(*sorted(points), strict=True), marker, label=method, color=color)
+        panel.set(title=task, xlabel="σ of the kernels", ylabel="top-1, %", xscale="log")
+        panel.minorticks_off()
+        panel.set_xticks([1 - sigma for sigma in SHOWN], SHOWN)
+        panel.invert_xaxis()
         panel.legend(fontsize="small")
     figure.suptitle("python examples/benchmarks/accuracy.py --show", fontsize="small")
     figure.savefig(file, dpi=120)
