@@ -1,11 +1,11 @@
 """Going on after a kill."""
 
-import os
 import pathlib
 
 import keras
 import numpy as np
 
+from keras_rda import output
 from keras_rda.optimizers.base import inner_optimizer
 from keras_rda.types import Path
 
@@ -67,12 +67,9 @@ class Backup(keras.callbacks.Callback):
                 # As bytes: NumPy's files have no bfloat16.
                 packed = [np.frombuffer(a.tobytes(), "uint8") for a in arrays]
                 np.savez(file, *packed, epoch=epoch + 1, kind=self._kind())
-                file.flush()
-                os.fsync(file.fileno())  # so that the rename does not reach the disk before the contents
-        except BaseException:
+            output.move(unfinished, self.path)
+        finally:
             unfinished.unlink(missing_ok=True)
-            raise
-        os.replace(unfinished, self.path)
 
     def on_train_end(self, logs=None):
         if self.delete_checkpoint:

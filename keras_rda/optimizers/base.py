@@ -419,7 +419,7 @@ def _dense(gradient):
 
 def check_share(optimizer, name, number, example):
     """Return `number` as a float from 0 to below 1, or raise an error that names the optimizer and the argument."""
-    if isinstance(number, bool) or not isinstance(number, numbers.Real) or not 0 <= number < 1:
+    if not (is_float32(number) and 0 <= number < 1):
         raise ValueError(
             f"{type(optimizer).__name__}: {name} must be a number from 0 to below 1, for example {example}; received "
             f"{number!r}."

@@ -1,10 +1,9 @@
 """The step that SDA, RDA and MRDA share."""
 
-import numbers
-
 from keras import ops
 
 from keras_rda.optimizers.base import PenalizedOptimizer
+from keras_rda.penalties import is_float32
 
 
 class DualAveraging(PenalizedOptimizer):
@@ -39,7 +38,7 @@ class DualAveraging(PenalizedOptimizer):
                 f'{name}: center must be "zero" or "initial"; received {center!r}. "initial" keeps the weights that '
                 'training starts from, for example pretrained ones, as prox centre; "zero" is the paper\'s.'
             )
-        if isinstance(exponent, bool) or not isinstance(exponent, numbers.Real) or not 0 < exponent < 1:
+        if not (is_float32(exponent) and 0 < exponent < 1):
             raise ValueError(
                 f"{name}: exponent (α in β_t = γ·t^α) must be a number between 0 and 1, where the method converges; "
                 f"received {exponent!r}. The paper's is 0.5."

@@ -57,7 +57,7 @@ class RMDA(DualAveraging):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), "initial", 0.5, **kwargs)
-        if isinstance(averaging, bool) or not isinstance(averaging, numbers.Real) or not 0 < averaging <= 1:
+        if not (penalties.is_float32(averaging) and 0 < averaging <= 1):
             raise ValueError(
                 f"RMDA: averaging (c) must be a number above 0 and at most 1, for example 0.1; received {averaging!r}."
             )
@@ -67,8 +67,8 @@ class RMDA(DualAveraging):
             # The rate of update t is the schedule's at t·(batches an update) − 1, which changes where that exceeds the
             # boundary: Keras' schedules count batches.
             batches = self.gradient_accumulation_steps or 1
-            restarts = {(int(boundary) + 1) // batches for boundary in learning_rate.boundaries}
-            self.restarts = _check_restarts(sorted(restarts - {0}))
+            drops = {(int(boundary) + 1) // batches for boundary in learning_rate.boundaries}
+            self.restarts = _check_restarts(sorted(drops - {0}))
 
     def _stage(self, steps):
         start = ops.zeros_like(steps)
