@@ -20,6 +20,7 @@ from examples.paper import data
 from examples.paper.tables import Run
 
 MOMENTUM, SGD_RATE, RECIPE_SPARSITY = 0.9, 0.1, 0.95
+CHECKPOINT_SECONDS = 30  # from one checkpoint to the next: on a GPU an epoch takes little longer than writing one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +116,8 @@ def train(settings, data_dir, folder, report=print):
     callbacks = [Recorder(dataset, settings, checkpoint, history, report)]
     interval = steps
     if settings.run.method == "recipe":
-        interval = max(1, min(8, steps * settings.epochs * 3 // 240))  # sixty measurements while σ rises, if it can
+        # Six measurements an epoch, which cost a GPU a fifth of its time, or sixty while σ rises.
+        interval = max(1, min(steps // 6, steps * settings.epochs * 3 // 240))
         rows = keras_rda.summary(model).rows
         weights = sum(row.size for row in rows) / sum(row.size for row in rows if row.kernel)
         # The paper's σ (30) is over all trainable weights, TargetSparsity's over the kernels.
@@ -201,12 +203,13 @@ def fit_on_device(model, dataset, settings, epochs, interval, callbacks):
 
 
 class Recorder(keras.callbacks.Callback):
-    """After each epoch: top-1, top-5, σ and seconds into `history`, and a checkpoint."""
+    """After each epoch: top-1, top-5, σ and seconds into `history`, and a checkpoint unless the last is recent."""
 
     def __init__(self, dataset, settings, checkpoint, history, report):
         super().__init__()
         self.dataset, self.settings, self.checkpoint = dataset, settings, checkpoint
         self.history, self.report = history, report
+        self.saved = -math.inf
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.perf_counter()
@@ -217,7 +220,9 @@ class Recorder(keras.callbacks.Callback):
         loss = float(logs["loss"]) if math.isfinite(logs["loss"]) else None  # JSON has no NaN
         line = {"loss": loss, "top1": top1, "top5": top5, "sigma": keras_rda.sparsity(self.model)}
         self.history.append(line | {"seconds": round(seconds, 2)})
-        self.checkpoint.save(self.model, self.history)
+        if len(self.history) == self.settings.epochs or time.perf_counter() >= self.saved + CHECKPOINT_SECONDS:
+            self.checkpoint.save(self.model, self.history)
+            self.saved = time.perf_counter()
         self.report(
             f"epoch {epoch + 1}/{self.settings.epochs}: loss {logs['loss']:.4f}, top-1 {100 * top1:.2f}, "
             f"top-5 {100 * top5:.2f}, σ {line['sigma']:.4f}, {seconds:.1f} s"
@@ -225,7 +230,7 @@ class Recorder(keras.callbacks.Callback):
 
 
 class Checkpoint:
-    """Model, optimizer and history of a run after its last epoch, in a folder named after its settings."""
+    """Model, optimizer and history of a run after an epoch, in a folder named after its settings."""
 
     def __init__(self, folder, settings):
         self.settings = settings.flat() | {"versions": versions()}
