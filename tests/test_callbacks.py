@@ -7,6 +7,7 @@ import pytest
 from conftest import BACKEND, compiled, small_network, state, values
 
 import keras_rda
+from keras_rda.callbacks.target_sparsity import _Steered
 
 
 def fit(model, digits, callbacks, **kwargs):
@@ -381,6 +382,17 @@ def test_default_interval_suits_short_training(digits):
     assert history["acc"][-1] > 0.93
 
 
+@pytest.mark.parametrize(("updates", "interval"), [(60, 1), (640, 8), (10_000, 8), (100_000, 75)])
+def test_default_interval(updates, interval):
+    """Between sixty and a thousand measurements while σ rises, which it does in three quarters of training."""
+    target = keras_rda.TargetSparsity(0.9)
+    target.set_model(compiled(small_network(), keras_rda.MRDA()))
+    target.set_params({"steps": updates // 10, "epochs": 10})
+    target.on_train_begin()
+    target.on_epoch_begin(0)
+    assert target._interval == interval
+
+
 class Sigmas(keras.callbacks.Callback):
     """σ of the kernels after each batch."""
 
@@ -411,6 +423,24 @@ def test_steering_begins_at_the_present_sparsity_and_epoch(digits):
     assert min(sigma[2:]) > 0.75
     assert sigma[4] < 0.86
     assert sigma[-1] == pytest.approx(0.9, abs=0.02)
+
+
+@pytest.mark.filterwarnings(SHORT)
+@pytest.mark.parametrize("optimizer", [keras_rda.MRDA, keras_rda.XRDA])
+def test_quantiles_of_a_sample(optimizer, digits, monkeypatch):
+    """A network of more weights than quantiles are taken of."""
+    monkeypatch.setattr(_Steered, "SAMPLE", 2000)
+    model = compiled(dense_network(), optimizer())
+    assert steer(model, digits, 0.8, epochs=6)[-1] == pytest.approx(0.8, abs=0.03)
+    kernels = [i for i in range(len(model.trainable_variables)) if model.optimizer.penalizes(i)]
+    steered = _Steered("the model", kernels, 0.8)
+    sample = steered.critical_strengths(model.optimizer)
+    np.testing.assert_array_equal(sample, steered.critical_strengths(model.optimizer))
+    monkeypatch.undo()
+    whole = steered.critical_strengths(model.optimizer)
+    assert len(whole) > 2 * len(sample)
+    assert abs(len(sample) - 2000) < 10
+    assert np.mean(whole <= np.quantile(sample, 0.8)) == pytest.approx(0.8, abs=0.03)
 
 
 def test_no_epoch_left_to_steer(digits):
