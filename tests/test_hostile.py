@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import BACKEND, small_network
+from conftest import BACKEND, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli
@@ -457,4 +457,25 @@ def test_damaged_arrays_are_read_or_refused(tmp_path, pytestconfig, suffix):
         cli._arrays(path)
 
     found = read_or_refused(read, [original.getvalue()], pytestconfig.option.fuzz)
+    assert found["refused"] > 0
+
+
+def test_damaged_backups_are_restored_whole_or_refused(tmp_path, pytestconfig):
+    path = tmp_path / "run.npz"
+    model = compiled(small_network(), keras_rda.MRDA())
+    backup = keras_rda.Backup(path)
+    backup.set_model(model)
+    backup.on_train_begin()
+    backup.on_epoch_end(1)
+    before, original = state(model), path.read_bytes()
+
+    def read(content):
+        path.write_bytes(content)
+        try:
+            backup.on_train_begin()
+        finally:  # nothing is set from a backup that is refused
+            for now, then in zip(state(model), before, strict=True):
+                np.testing.assert_array_equal(now, then)
+
+    found = read_or_refused(read, [original], pytestconfig.option.fuzz)
     assert found["refused"] > 0
