@@ -56,13 +56,13 @@ def in_turns(functions, rounds):
 
 def epochs(steps, rounds, jit_compile):
     """Ratios of a `fit` epoch; without XLA also of TensorFlow Model Optimization, which runs without."""
-    x, y = data.random_images(steps * data.BATCH_SIZE)
+    batches = data.random_batches(steps)
 
     def epoch(optimizer):
-        model = data.residual(keras, keras.layers, x.shape[1:])
+        model = data.residual(keras, keras.layers, batches.element_spec[0].shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer(), loss, jit_compile=jit_compile)
-        return lambda: model.fit(x, y, batch_size=data.BATCH_SIZE, shuffle=False, verbose=0)
+        return lambda: model.fit(batches, shuffle=False, verbose=0)
 
     functions = {name: epoch(optimizer) for name, optimizer in OPTIMIZERS.items()}
     with contextlib.ExitStack() as stack:

@@ -17,16 +17,16 @@ import tf_keras
 
 
 def main():
-    x, y = data.random_images(int(sys.argv[1]) * data.BATCH_SIZE)
+    batches = data.random_batches(int(sys.argv[1]))
     # Masks are made anew every hundred steps, its default: this is what a step costs between.
     schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.95, 0, 1_000_000, frequency=100)
-    network = data.residual(tf_keras, tf_keras.layers, x.shape[1:])
+    network = data.residual(tf_keras, tf_keras.layers, batches.element_spec[0].shape[1:])
     model = tfmot.sparsity.keras.prune_low_magnitude(network, pruning_schedule=schedule)
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(tf_keras.optimizers.SGD(0.01, momentum=data.MOMENTUM), loss)
     for _ in sys.stdin:
         update = tfmot.sparsity.keras.UpdatePruningStep()
-        model.fit(x, y, batch_size=data.BATCH_SIZE, shuffle=False, verbose=0, callbacks=[update])
+        model.fit(batches, shuffle=False, verbose=0, callbacks=[update])
         print("trained", flush=True)
 
 
