@@ -154,12 +154,13 @@ def render(file, output):
     output.mkdir(parents=True, exist_ok=True)
     parts = [results.LEGEND]
     for number, (caption, group) in enumerate(results.scales(lines).items()):
-        run = [name for name, (_, cells) in TABLES.items() if any(results.matching(group, c.run) for c in cells)]
-        for name in run:
+        runs = {name: sum(bool(results.matching(group, c.run)) for c in cells) for name, (_, cells) in TABLES.items()}
+        for name in filter(runs.get, TABLES):
             parts.append(results.markdown(name, group, caption))
-            results.plot(name, group, caption, output / f"{name}-{number}.png")
-            parts.append(f"![{name}]({name}-{number}.png)\n")
-        if missing := [name for name in TABLES if name not in run]:
+            if runs[name] > 1:  # a single cell is no picture
+                results.plot(name, group, caption, output / f"{name}-{number}.png")
+                parts.append(f"![{name}]({name}-{number}.png)\n")
+        if missing := [name for name in TABLES if not runs[name]]:
             parts.append(f"Not run with {caption}: {', '.join(missing)}.\n")
     text = "\n".join(parts)
     (output / "tables.md").write_text(text, encoding="utf-8")

@@ -82,13 +82,13 @@ def append(file, line):
 
 
 def scales(lines):
-    """The lines in groups that can be compared: a dict from what they have in common, in words."""
+    """The lines in groups that can be compared: a dict from what they have in common, in words, the paper's first."""
     groups = collections.defaultdict(list)
     for line in lines:
         scaled = re.sub(r" of \d+ epochs", " epochs", line["scaled"])  # which differ between the rows of Table 6
         scale = f"scaled: {scaled}" if scaled else "the paper's scale"
         groups[f"{scale}; batches of {line['batch_size']}, {line['dtype']}, {line['backend']}"].append(line)
-    return groups
+    return dict(sorted(groups.items(), key=lambda item: item[0].startswith("scaled")))
 
 
 def matching(lines, run):
