@@ -114,7 +114,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("name", "feature", "precision", "compiled"), CELLS)
-@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.filterwarnings("ignore:Gradients do not exist", "ignore:RDA starts at the minimiser")  # the unused kernel
 def test_cell(name, feature, precision, compiled, record_property):
     record_property("cell", [name, feature, precision, "compiled" if compiled else "eager"])
     if feature == "missing gradient" and BACKEND == "jax":
