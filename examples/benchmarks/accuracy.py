@@ -55,9 +55,8 @@ def optimizer_for(method, task, steps, model):
     schedules = keras.optimizers.schedules
 
     def recipe(rate, penalty=1e-6, weight_decay=None):
-        return keras_rda.XRDA(
-            schedules.CosineDecay(rate, steps), penalty, weight_decay=weight_decay or task.weight_decay
-        )
+        weight_decay = task.weight_decay if weight_decay is None else weight_decay
+        return keras_rda.XRDA(schedules.CosineDecay(rate, steps), penalty, weight_decay=weight_decay)
 
     makers = {
         "dense": lambda: sgd(task, steps),
