@@ -382,15 +382,41 @@ def test_default_interval_suits_short_training(digits):
     assert history["acc"][-1] > 0.93
 
 
-@pytest.mark.parametrize(("updates", "interval"), [(60, 1), (640, 8), (10_000, 8), (100_000, 75)])
-def test_default_interval(updates, interval):
-    """Between sixty and a thousand measurements while σ rises, which it does in three quarters of training."""
-    target = keras_rda.TargetSparsity(0.9)
+@pytest.mark.parametrize(
+    ("updates", "begin", "end", "interval"),
+    [
+        (60, 0.0, 0.75, 1),
+        (640, 0.0, 0.75, 8),
+        (10_000, 0.0, 0.75, 8),
+        (100_000, 0.0, 0.75, 67),
+        (100_000, 0.5, 0.75, 34),
+        (100_000, 0.0, 0.01, 16),  # sixty times while σ rises
+    ],
+)
+def test_default_interval(updates, begin, end, interval):
+    target = keras_rda.TargetSparsity(0.9, begin=begin, end=end)
     target.set_model(compiled(small_network(), keras_rda.MRDA()))
     target.set_params({"steps": updates // 10, "epochs": 10})
     target.on_train_begin()
     target.on_epoch_begin(0)
     assert target._interval == interval
+
+
+@pytest.mark.parametrize("optimizer", [keras_rda.MRDA, keras_rda.XRDA])
+def test_measurements_begin_with_steering(optimizer, digits, monkeypatch):
+    measure, measured = _Steered.measure, []
+    monkeypatch.setattr(_Steered, "measure", lambda *args: measured.append(1) or measure(*args))
+    critical, asked = _Steered.critical_strengths, []
+    monkeypatch.setattr(_Steered, "critical_strengths", lambda *args: asked.append(1) or critical(*args))
+    x, y = digits[0][:512], digits[1][:512]
+    target = keras_rda.TargetSparsity(0.5, begin=0.5, end=1.0, interval=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compiled(dense_network(), optimizer()).fit(x, y, batch_size=16, epochs=4, verbose=0, callbacks=[target])
+    # Of 63 measurements in 128 batches 31 come after the middle. Two more of σ are made when training begins, one at
+    # its end, and one or two around the middle.
+    assert len(asked) == 31
+    assert len(measured) <= 31 + 5
 
 
 class Sigmas(keras.callbacks.Callback):

@@ -289,6 +289,8 @@ def test_command_survives_a_crash(run, tmp_path):
 
 
 def slow_command(folder):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
+
     def sleep():
         (folder / "child").write_text(str(os.getpid()))
         time.sleep(60)

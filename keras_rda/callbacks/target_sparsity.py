@@ -40,8 +40,8 @@ class TargetSparsity(keras.callbacks.Callback):
         begin: Share of training at which σ starts to rise, from 0 to below `end`. Defaults to 0.
         end: Share of training at which σ should have reached the target, at most 1. Defaults to 0.75.
         interval: Updates from one measurement to the next, a positive whole number; each reads all penalised kernels.
-            Defaults to None: 8, but fewer in short training, so that σ is measured sixty times while it rises, and more
-            in long training, so that it is not measured more than a thousand times.
+            Defaults to None: 8, but more in long training, so that σ is measured 1,500 times at most, and fewer where
+            it would not be measured sixty times while it rises.
 
     Raises:
         TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, its penalty no
@@ -59,7 +59,7 @@ class TargetSparsity(keras.callbacks.Callback):
     """
 
     TOLERANCE = 0.005
-    INTERVAL, ENOUGH_MEASUREMENTS, MOST_MEASUREMENTS, FEWEST_MEASUREMENTS = 8, 60, 1000, 30
+    INTERVAL, ENOUGH_MEASUREMENTS, MOST_MEASUREMENTS, FEWEST_MEASUREMENTS = 8, 60, 1500, 30
     # The feedback: log λ moves by GAIN times the distance in log-odds of σ, LOOK_AHEAD intervals from now if σ goes on
     # as it does, and by at most LARGEST_CHANGE.
     GAIN = 0.3
@@ -152,9 +152,9 @@ class TargetSparsity(keras.callbacks.Callback):
         rising = self._batches * (self.end - self.begin)
         interval = self.interval
         if interval is None:
-            updates = rising / batches_an_update
-            interval = min(self.INTERVAL, max(1, int(updates / self.ENOUGH_MEASUREMENTS)))
-            interval = max(interval, math.ceil(updates / self.MOST_MEASUREMENTS))
+            steered = self._batches * (1 - self.begin)
+            interval = max(self.INTERVAL, math.ceil(steered / batches_an_update / self.MOST_MEASUREMENTS))
+            interval = max(1, min(interval, int(rising / batches_an_update / self.ENOUGH_MEASUREMENTS)))
         # Keras calls back once in `steps_per_execution` batches.
         self._interval = max(interval * batches_an_update, self.model.steps_per_execution)
         if rising < self.FEWEST_MEASUREMENTS * self._interval:
@@ -195,15 +195,16 @@ class TargetSparsity(keras.callbacks.Callback):
         optimizer = self._optimizer()
         if self._first_epoch is None and not any(group.recall(optimizer, "begun") for group in self._groups):
             return  # no epoch to train
-        advice = f"Train longer, or let σ reach the target earlier: end is {self.end}."
+        usual = f"Train longer, or let σ reach the target earlier: end is {self.end}."
         if self._first_epoch is not None and self._position < self._batches:
-            advice = f"Training stopped after {self._position} of {self._batches} batches."
+            usual = f"Training stopped after {self._position} of {self._batches} batches."
         for group in self._groups:
+            advice = usual
             sigma = group.measure(optimizer, optimizer.weight)
             group.remember(optimizer, **dict.fromkeys(optimizer.STEERING, 0.0))  # this steering has ended
             if abs(sigma - group.target) > self.TOLERANCE:
                 strength = group.strength(optimizer)
-                if strength >= group.LARGEST:
+                if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it
                     advice = (
                         "No λ makes more weights zero: are the learning rate and the gradients above zero, and finite?"
                     )
@@ -286,6 +287,8 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def _steer(self, optimizer):
         progress, interval = self._position / self._batches, self._interval / self._batches
+        if progress + interval <= self.begin:
+            return  # the last measurement before steering is the one it needs
         for group in self._groups:
             initial = group.recall(optimizer, "initial_sparsity")
             # One interval ahead, which is how long the new λ has to serve.
