@@ -45,6 +45,9 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, help=".keras file to save the trained model to")
     parser.add_argument("--local-workers", type=int, help="start that many workers on this machine")
     arguments = parser.parse_args()
+    for name in ("epochs", "batch_size"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(arguments, name)}")
     if arguments.local_workers is not None and "TF_CONFIG" not in os.environ:  # which the workers have
         if arguments.local_workers < 1:
             parser.error(f"--local-workers must be at least 1; received {arguments.local_workers}")
@@ -101,6 +104,8 @@ def train(arguments, worker, workers):
     (x_train, y_train), (x_test, y_test) = sets
     x_train, x_test = (x.astype("float32") / white for x in (x_train, x_test))
     steps = len(x_train) // arguments.batch_size
+    if not steps:
+        sys.exit(f"--batch-size must be at most {len(x_train)}, all training images; received {arguments.batch_size}")
 
     with strategy.scope():
         model = network(x_train.shape[1:])

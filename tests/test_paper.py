@@ -213,7 +213,7 @@ def test_render(tmp_path):
     chosen = training.Settings(cell.run, 2, subset=32)
     epoch = {"loss": 1.0, "top1": 0.3, "top5": 0.8, "sigma": 0.5, "seconds": 1.0}
     line = chosen.flat() | epoch | {"history": [epoch] * 2, "scaled": chosen.scaled()}
-    line |= {"device": "2 × x86_64", "versions": {}, "command": command_line("table5", cell, chosen)}
+    line |= {"device": "2 × x86_64", "versions": {}, "constants": {}, "command": command_line("table5", cell, chosen)}
     results.append(file, line)
     same = tables.TABLES["table4"][1][2].run  # of ResNet18, which stands in five tables
     for seed, top1 in ((1, 0.5), (2, 0.6), (1, 0.8)):  # of equal seeds the newest counts
@@ -243,7 +243,7 @@ def test_render(tmp_path):
 def test_lines_that_a_kill_has_cut_off(tmp_path):
     file = tmp_path / "results.jsonl"
     settings = training.Settings(tables.TABLES["table4"][1][0].run, 1)
-    line = {name: 0 for name in results.NEEDED} | settings.flat() | {"device": "2 × x86_64"}
+    line = {name: 0 for name in results.NEEDED} | settings.flat() | {"device": "2 × x86_64", "constants": {}}
     results.append(file, line)
     whole = file.read_bytes()
     file.write_bytes(whole + whole[:40])
@@ -258,15 +258,26 @@ def test_lines_that_a_kill_has_cut_off(tmp_path):
     results.append(file, line | {"seed": 1})
     assert [found["seed"] for found in results.read(file)] == [0, 1]
     other = dataclasses.replace(settings, seed=1)
-    assert results.find(results.read(file), other.flat())["seed"] == 1
-    assert results.find(results.read(file), dataclasses.replace(settings, width=32).flat()) is None
+    assert results.find(results.read(file), other)["seed"] == 1
+    assert results.find(results.read(file), dataclasses.replace(settings, width=32)) is None
     for damage, message in ((b"{\n" + whole, "line 1, is no JSON"), (b'{"format": 1}\n', "lacks .'method'")):
         file.write_bytes(damage)
         with pytest.raises(ValueError, match=message):
             results.read(file)
 
 
+def test_other_constants_are_another_run(tmp_path, monkeypatch):
+    cell = next(cell for cell in tables.TABLES["table4"][1] if cell.row == "sgd")
+    settings = training.Settings(cell.run, 1)
+    line = {name: 0 for name in results.NEEDED} | settings.flat() | {"constants": settings.constants()}
+    assert results.find([line], settings) is line
+    monkeypatch.setattr(training, "SGD_RATE", 0.2)
+    assert results.find([line], settings) is None
+
+
 def test_bad_input(prepared, tmp_path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "cifar10.npz").write_bytes((prepared / "cifar10.npz").read_bytes()[:5000])
     other = tmp_path / "other.jsonl"
     other.write_text('{"format": 0}\n')
     arguments = ("--data-dir", prepared, "--results", other, "--output", tmp_path)
@@ -282,9 +293,14 @@ def test_bad_input(prepared, tmp_path):
             "python -m examples.paper prepare cif",
         ),
         (("prepare", "cifar10", "--data-dir", tmp_path, "--output", tmp_path), "holds no prepared 'cifar10"),
+        (("table4", *none[2:], "--data-dir", tmp_path / "damaged"), "npz is damaged"),
+        (("table4", "--row", "recipe", *none, *SHORT), "needs 40 batches in all"),
+        (("table4", "--row", "recipe", *none, *SHORT, "--epochs", 20, "--width", 1), "larger --width"),
+        (("table4", *none, "--seed", -1), "0<=x<=4294967295"),
     ):
         done = run(*words)
-        assert done.exit_code != 0
+        assert done.exit_code in (1, 2)
+        assert not isinstance(done.exception, ValueError)
         assert message in done.output
     assert other.read_text() == '{"format": 0}\n'
     assert not (tmp_path / "no.jsonl").exists()
@@ -318,6 +334,11 @@ def test_too_little_room(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match=r"need up to .* has 0 MB left: choose another --output"):
         training.train(settings(), prepared, tmp_path)
+    # What its own checkpoints take is not asked for again.
+    checkpoint = training.Checkpoint(tmp_path, settings())
+    (checkpoint.folder / "last").mkdir()
+    (checkpoint.folder / "last" / "model.keras").write_bytes(bytes(2_000_000))
+    checkpoint.check_room(keras.Sequential([keras.Input((100,)), keras.layers.Dense(300)]))
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX's route")

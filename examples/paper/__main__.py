@@ -51,7 +51,7 @@ def table_command(name):
         show_default=True,
         help="What layers compute in; the optimizer's sums are float32.",
     )
-    @click.option("--seed", type=int, multiple=True, default=[0], show_default=True)
+    @click.option("--seed", type=click.IntRange(0, 2**32 - 1), multiple=True, default=[0], show_default=True)
     @click.option(
         "--output",
         type=click.Path(path_type=pathlib.Path, file_okay=False),
@@ -80,7 +80,7 @@ def run_cells(table, cells, seeds, epochs, scale, data_dir, output, file):
             scaled = settings.scaled()
             click.echo(f"{place}: {dataclasses.asdict(cell.run)}" + (f"; scaled: {scaled}" if scaled else ""))
             try:
-                line = results.find(read(file), settings.flat())  # anew: another process may write to it
+                line = results.find(read(file), settings)  # anew: another process may write to it
                 if line is None:
                     line, _, checkpoint = training.train(settings, data_dir, output, report=click.echo)
                     line["command"] = command_line(table, cell, settings)

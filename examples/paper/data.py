@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import zipfile
 
 import numpy as np
 from keras import ops
@@ -156,7 +157,7 @@ def load(name, data_dir=None, subset=None):
 
     Raises:
         FileNotFoundError, ImportError: it is not there, or cannot be read; the message names the command that helps.
-        WrongSettings: it has fewer training images than `subset`.
+        WrongSettings: it has fewer training images than `subset`, or what `prepare` wrote is damaged.
     """
     if name == "imagenet":
         dataset = ImageNet(data_dir, subset)
@@ -164,8 +165,13 @@ def load(name, data_dir=None, subset=None):
         return dataset
     file = pathlib.Path(data_dir or ".") / f"{name}.npz"
     if data_dir is not None and file.exists():
-        with np.load(file) as arrays:
-            x_train, y_train, x_test, y_test = (arrays[part] for part in ("x_train", "y_train", "x_test", "y_test"))
+        try:
+            with file.open("rb") as stream, np.load(stream) as arrays:  # np.load leaves what it cannot read open
+                x_train, y_train, x_test, y_test = (arrays[part] for part in ("x_train", "y_train", "x_test", "y_test"))
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise WrongSettings(
+                f"{file} is damaged ({error}): write it again, `python -m examples.paper prepare {name} --output DIR`."
+            ) from error
     else:
         try:
             (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load(name, data_dir)

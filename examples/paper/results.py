@@ -15,7 +15,7 @@ FORMAT = 1
 RUN = tuple(field.name for field in dataclasses.fields(Run) if field.name != "epochs")
 NEEDED = (
     *(*RUN, "epochs", "seed", "subset", "width", "batch_size", "dtype", "backend", "scaled"),
-    *("top1", "top5", "sigma", "history", "seconds", "device", "versions", "command"),
+    *("top1", "top5", "sigma", "history", "seconds", "device", "versions", "constants", "command"),
 )
 # What is called different from the paper's: points of top-1, of top-5, and σ.
 DIFFERENT = {"top1": 2.0, "top5": 2.0, "sigma": 0.05}
@@ -58,9 +58,14 @@ def read(file):
     return lines
 
 
-def find(lines, wanted):
-    """The line of the same settings, a dict, or None."""
-    return next((line for line in lines if all(line[name] == value for name, value in wanted.items())), None)
+def find(lines, settings):
+    """The line of the same `training.Settings`, made with the same constants, or None."""
+
+    def holds(values, wanted):
+        return all(values.get(name) == value for name, value in wanted.items())
+
+    same = (line for line in lines if holds(line, settings.flat()) and holds(line["constants"], settings.constants()))
+    return next(same, None)
 
 
 def append(file, line):

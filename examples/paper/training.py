@@ -19,7 +19,8 @@ import keras_rda
 from examples.paper import data
 from examples.paper.tables import Run
 
-MOMENTUM, SGD_RATE, RECIPE_SPARSITY = 0.9, 0.1, 0.95
+MOMENTUM, SGD_RATE = 0.9, 0.1
+RECIPE_SPARSITY, RECIPE_MEASUREMENTS = 0.95, 6  # the latter an epoch
 CHECKPOINT_SECONDS = 30  # from one checkpoint to the next: on a GPU an epoch takes little longer than writing one
 
 
@@ -38,6 +39,13 @@ class Settings:
     def flat(self):
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
         return dataclasses.asdict(self.run) | own | {"backend": keras.backend.backend()}
+
+    def constants(self):
+        """What else decides the numbers of this run, by name."""
+        return {
+            "sgd": {"momentum": MOMENTUM, "sgd_rate": SGD_RATE},
+            "recipe": {"recipe_sparsity": RECIPE_SPARSITY, "recipe_measurements": RECIPE_MEASUREMENTS},
+        }.get(self.run.method, {})
 
     def scaled(self):
         """What is not as in the paper, in words; empty for a full run."""
@@ -112,16 +120,23 @@ def train(settings, data_dir, folder, report=print):
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             jit_compile=keras.backend.backend() == "jax",
         )
-    checkpoint.check_room(model)
+    if len(history) < settings.epochs:
+        checkpoint.check_room(model)
     callbacks = [Recorder(dataset, settings, checkpoint, history, report)]
     interval = steps
     if settings.run.method == "recipe":
-        # Six measurements an epoch, which cost a GPU a fifth of its time, or sixty while σ rises.
-        interval = max(1, min(steps // 6, steps * settings.epochs * 3 // 240))
+        interval = max(1, min(steps // RECIPE_MEASUREMENTS, steps * settings.epochs * 3 // 240))  # sixty while σ rises
         rows = keras_rda.summary(model).rows
         weights = sum(row.size for row in rows) / sum(row.size for row in rows if row.kernel)
         # The paper's σ (30) is over all trainable weights, TargetSparsity's over the kernels.
-        callbacks.insert(0, keras_rda.TargetSparsity(RECIPE_SPARSITY * weights, interval=interval))
+        target = RECIPE_SPARSITY * weights
+        if steps * settings.epochs < 40 or target >= 1:  # TargetSparsity measures thirty times while σ rises
+            raise data.WrongSettings(
+                f"The recipe needs 40 batches in all and a network whose kernels can hold {RECIPE_SPARSITY:.0%} of its "
+                f"weights as zeros; here are {steps * settings.epochs} batches, and σ of the kernels would be "
+                f"{target:.3f}: take more --epochs, a larger --subset, a smaller --batch-size, or a larger --width."
+            )
+        callbacks.insert(0, keras_rda.TargetSparsity(target, interval=interval))
     epochs = range(len(history), settings.epochs)
     if not epochs:
         report("trained already")
@@ -143,7 +158,7 @@ def train(settings, data_dir, folder, report=print):
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),  # of training, without evaluation
         "device": device(),
         "versions": versions(),
-        "constants": {"momentum": MOMENTUM, "sgd_rate": SGD_RATE, "recipe_sparsity": RECIPE_SPARSITY},
+        "constants": settings.constants(),
     }
     return settings.flat() | {"scaled": settings.scaled()} | measured | environment, model, checkpoint
 
@@ -233,14 +248,14 @@ class Checkpoint:
     """Model, optimizer and history of a run after an epoch, in a folder named after its settings."""
 
     def __init__(self, folder, settings):
-        self.settings = settings.flat() | {"versions": versions()}
+        self.settings = settings.flat() | {"versions": versions(), "constants": settings.constants()}
         self.folder = pathlib.Path(folder) / "-".join(str(value) for value in settings.flat().values())
 
     def restore(self):
         """The model and its history, or None and an empty one.
 
         Raises:
-            data.WrongSettings: the checkpoint was made by other versions, whose steps may differ.
+            data.WrongSettings: the checkpoint was made by other versions or constants, whose steps may differ.
         """
         for name in ("last", "previous"):  # a kill may have come between two renames
             if (self.folder / name / "history.json").exists():
@@ -248,8 +263,9 @@ class Checkpoint:
                 settings = saved.get("settings", {}) if isinstance(saved, dict) else {}
                 if settings != self.settings:
                     raise data.WrongSettings(
-                        f"The checkpoint in {self.folder} was made by {settings.get('versions', 'another version')}, "
-                        f"and these are {self.settings['versions']}: delete it to begin anew."
+                        f"The checkpoint in {self.folder} was made by {settings.get('versions', 'another version')} "
+                        f"with {settings.get('constants')}, and these are {self.settings['versions']} with "
+                        f"{self.settings['constants']}: delete it to begin anew."
                     )
                 return keras.models.load_model(self.folder / name / "model.keras"), saved["history"]
         return None, []
@@ -270,9 +286,10 @@ class Checkpoint:
         new.rename(last)
 
     def check_room(self, model):
-        """Three checkpoints of weights and up to four slots, before any time is spent."""
+        """Three checkpoints of weights and up to four slots, those there are included, before any time is spent."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = 3 * 5 * 4 * model.count_params(), shutil.disk_usage(self.folder).free
+        held = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+        needed, free = 3 * 5 * 4 * model.count_params() - held, shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(
                 f"Checkpoints of {model.name} need up to {needed / 1e6:.0f} MB, and {self.folder} has {free / 1e6:.0f} "
