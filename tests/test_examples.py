@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -216,6 +217,24 @@ def test_step_time(monkeypatch):
     assert bandwidth > 0
     seconds["MRDA"] = [100 * value for value in seconds["SGD, momentum"]]
     assert "MRDA" in step_time.report(model, seconds, slots)[2]
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="trains on TensorFlow")
+def test_overhead(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    overhead = importlib.import_module("overhead")
+
+    def network(keras, layers, shape):
+        return keras.Sequential([keras.Input(shape), layers.GlobalAveragePooling2D(), layers.Dense(10)])
+
+    monkeypatch.setattr(overhead.data, "residual", network)
+    monkeypatch.setattr(overhead.importlib.util, "find_spec", lambda name: None)  # a minute of another process
+    ratios = overhead.epochs(2, 3, jit_compile=False)
+    assert list(ratios) == list(overhead.OPTIMIZERS)
+    assert ratios["SGD, momentum"] == 1
+    assert min(ratios.values()) > 0
+    slow = overhead.in_turns({"a": lambda: time.sleep(0.02), "b": lambda: time.sleep(0.06)}, 3)
+    assert 2 < slow["b"] < 4
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute")
