@@ -45,12 +45,10 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, help=".keras file to save the trained model to")
     parser.add_argument("--local-workers", type=int, help="start that many workers on this machine")
     arguments = parser.parse_args()
-    for name in ("epochs", "batch_size"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {getattr(arguments, name)}")
+    for name in ("epochs", "batch_size", "local_workers"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1; received {value}")
     if arguments.local_workers is not None and "TF_CONFIG" not in os.environ:  # which the workers have
-        if arguments.local_workers < 1:
-            parser.error(f"--local-workers must be at least 1; received {arguments.local_workers}")
         start_local_workers(arguments.local_workers)
         return
     cluster = json.loads(os.environ.get("TF_CONFIG", "{}"))

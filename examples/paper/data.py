@@ -165,13 +165,15 @@ def load(name, data_dir=None, subset=None):
         return dataset
     file = pathlib.Path(data_dir or ".") / f"{name}.npz"
     if data_dir is not None and file.exists():
-        try:
-            with file.open("rb") as stream, np.load(stream) as arrays:  # np.load leaves what it cannot read open
+        with file.open("rb") as stream:  # np.load leaves what it cannot read open
+            try:
+                arrays = dict(np.load(stream))
                 x_train, y_train, x_test, y_test = (arrays[part] for part in ("x_train", "y_train", "x_test", "y_test"))
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise WrongSettings(
-                f"{file} is damaged ({error}): write it again, `python -m examples.paper prepare {name} --output DIR`."
-            ) from error
+            except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+                raise WrongSettings(
+                    f"{file} is damaged ({error}): write it again, `python -m examples.paper prepare {name} --output "
+                    "DIR`."
+                ) from error
     else:
         try:
             (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load(name, data_dir)

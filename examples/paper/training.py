@@ -125,12 +125,13 @@ def train(settings, data_dir, folder, report=print):
     callbacks = [Recorder(dataset, settings, checkpoint, history, report)]
     interval = steps
     if settings.run.method == "recipe":
-        interval = max(1, min(steps // RECIPE_MEASUREMENTS, steps * settings.epochs * 3 // 240))  # sixty while σ rises
+        rising = steps * settings.epochs * 3 // 4  # batches until TargetSparsity's default end
+        interval = max(1, min(steps // RECIPE_MEASUREMENTS, rising // 60))
         rows = keras_rda.summary(model).rows
         weights = sum(row.size for row in rows) / sum(row.size for row in rows if row.kernel)
         # The paper's σ (30) is over all trainable weights, TargetSparsity's over the kernels.
         target = RECIPE_SPARSITY * weights
-        if steps * settings.epochs < 40 or target >= 1:  # TargetSparsity measures thirty times while σ rises
+        if rising < keras_rda.TargetSparsity.FEWEST_MEASUREMENTS or target >= 1:
             raise data.WrongSettings(
                 f"The recipe needs 40 batches in all and a network whose kernels can hold {RECIPE_SPARSITY:.0%} of its "
                 f"weights as zeros; here are {steps * settings.epochs} batches, and σ of the kernels would be "
