@@ -32,6 +32,9 @@ OPTIMIZERS = {
     "MRDA-initial": lambda **kwargs: keras_rda.MRDA(
         **{"learning_rate": 0.1, "penalty": 0.01, "center": "initial", **kwargs}
     ),
+    "MRDA-weights": lambda **kwargs: keras_rda.MRDA(
+        **{"learning_rate": 0.1, "penalty": 0.01, "start": "weights", **kwargs}
+    ),
     "ProxSGD": lambda **kwargs: keras_rda.ProxSGD(**{"learning_rate": 0.1, "penalty": 0.1, **kwargs}),
     "ProxSGD-momentum": lambda **kwargs: keras_rda.ProxSGD(
         **{"learning_rate": 0.02, "penalty": 0.1, "momentum": 0.9, "exponent": 0.0, **kwargs}

@@ -52,9 +52,9 @@ def centred(w_0, gradients, gamma, strength):
         yield soft(w_0 - t / beta * average, t / beta * strength)
 
 
-def dual_averaging(w_0, gradients, rates, strength, alpha=0.5):
-    """soft(w_0 − S_t / t^α, λ·A_t / t^α) with S_t = Σ a_τ g_τ and A_t = Σ a_τ."""
-    gradient_sum, weight_sum = np.zeros_like(w_0), 0.0
+def dual_averaging(w_0, gradients, rates, strength, alpha=0.5, w_1=None):
+    """soft(w_0 − S_t / t^α, λ·A_t / t^α) with S_t = Σ a_τ g_τ and A_t = Σ a_τ; S_0 = w_0 − w_1 where w_1 is given."""
+    gradient_sum, weight_sum = np.zeros_like(w_0) if w_1 is None else w_0 - w_1, 0.0
     for t, (g, a) in enumerate(zip(_float64(gradients), rates, strict=True), 1):
         gradient_sum = gradient_sum + a * g
         weight_sum += a

@@ -95,6 +95,7 @@ STEERED = {  # without RDA, whose network stays at zero
     "XRDA": lambda cosine: keras_rda.XRDA(cosine(1.0), 1e-5),
     "ProxSGD-momentum": lambda cosine: keras_rda.ProxSGD(cosine(0.05), 1e-5, 0.9, 0.0),
     "MRDA-initial": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5, "initial"),
+    "MRDA-weights": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5, start="weights"),
     "ProxSGD": lambda cosine: keras_rda.ProxSGD(1.0, 1e-5),
     "SqrtProxSGD": lambda cosine: keras_rda.SqrtProxSGD(1.0, 1e-9),
 }

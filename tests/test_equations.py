@@ -64,6 +64,11 @@ EQUATIONS = {
         reference.dual_averaging,
         0.02,
     ),
+    "MRDA-weights": (
+        lambda rate, strength: keras_rda.MRDA(rate, strength, start="weights"),
+        lambda w, *args: reference.dual_averaging(0 * w, *args, w_1=w),
+        0.02,
+    ),
     "ProxSGD": (keras_rda.ProxSGD, reference.prox_sgd, 0.2),
     "ProxSGD-momentum": (
         lambda rate, strength: keras_rda.ProxSGD(rate, strength, momentum=0.5, exponent=0.25),
@@ -120,7 +125,7 @@ def test_gradients_of_any_size(name, data):
     w_1 = np.full(shape, 0.0 if name == "RDA" and is_kernel else 0.75, "float32")
     if not is_kernel:
         strength = 0.0
-        transcription = reference.dual_averaging if name in ("RDA", "MRDA") else transcription
+        transcription = reference.dual_averaging if name in ("RDA", "MRDA", "MRDA-weights") else transcription
     seen = [np.where(np.isfinite(gradient), gradient, 0.0) for gradient in g]
     expected = transcription(w_1.astype("float64"), seen, [0.5] * 3, strength)
     optimizer, largest = make(0.5, EQUATIONS[name][2]), np.ones(shape)
@@ -171,6 +176,24 @@ def test_general_step_is_the_papers_at_a_constant_rate():
     for paper, general in pairs:
         for theirs, ours in zip(paper, general, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
+
+
+def test_a_centred_kernel_starts_at_its_weights_already():
+    w_1, g = np.random.default_rng(5).normal(size=SHAPE), gradients(6)
+    first, second = (
+        compiled_steps(keras_rda.MRDA(SCHEDULE, 0.02, center="initial", start=start), *variables(w_1), g)
+        for start in ("gradient", "weights")
+    )
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_start_at_the_weights_fades():
+    """Without gradients and penalty w_{t+1} = w_1 / √t."""
+    w_1 = np.random.default_rng(5).normal(size=SHAPE).astype("float32")
+    steps = compiled_steps(keras_rda.MRDA(CONSTANT, 0.0, start="weights"), *variables(w_1), [0 * w_1] * STEPS)
+    for t, received in enumerate(steps, 1):
+        np.testing.assert_allclose(received, w_1 / np.sqrt(t), rtol=1e-5)
 
 
 def test_centred_mrda_without_penalty_is_sda_bit_for_bit():

@@ -106,6 +106,11 @@ def test_unknown_centre():
         keras_rda.MRDA(center="mean")
 
 
+def test_unknown_start():
+    with pytest.raises(ValueError, match='start must be "gradient" or "weights"; received \'zero\''):
+        keras_rda.MRDA(start="zero")
+
+
 @pytest.mark.parametrize("exponent", [0, 1, -0.5, math.nan, "half", True])
 def test_exponent_range(exponent):
     with pytest.raises(ValueError, match=r"exponent .* must be a number between 0 and 1"):
@@ -209,7 +214,9 @@ def test_xrda_kernel_of_zeros_moves_on():
 @pytest.mark.parametrize("groups", ["inputs", "outputs"])
 def test_group_penalty_zeroes_whole_channels(name, groups, digits):
     x, y = digits[0][:256], digits[1][:256]
-    strength = {"ProxSGD": 0.5, "ProxSGD-momentum": 0.1, "MRDA-initial": 0.3, "RMDA": 0.03}.get(name, 0.01)
+    strength = {"ProxSGD": 0.5, "ProxSGD-momentum": 0.1, "MRDA-initial": 0.3, "MRDA-weights": 0.03, "RMDA": 0.03}.get(
+        name, 0.01
+    )
     strength = 4e-3 if "XRDA" in name else strength
     optimizer = OPTIMIZERS[name](penalty=keras_rda.GroupL1(strength, groups))
     model = compiled(small_network("zeros" if name == "RDA" else "glorot_uniform"), optimizer)

@@ -80,12 +80,16 @@ class DualAveraging(PenalizedOptimizer):
     def step(self, weights, gradient, rate, index, slots, prox):
         stage = self._stage(self._steps[index])
         weighted = ops.multiply(self._gradient_weight(rate, self._steps[index]), gradient)
-        so_far = ops.where(ops.equal(stage, 1), 0.0, slots["gradient_sum"])
+        so_far = ops.where(ops.equal(stage, 1), self._first_sum(weights, slots), slots["gradient_sum"])
         slots = {**slots, "gradient_sum": ops.add(so_far, weighted)}
         if "center" in slots:
             # Taken here and not in build(): build may run inside a trace, or before weights are loaded.
             slots["center"] = ops.where(ops.less_equal(stage, 1), weights, slots["center"])
         return prox(*self._prox_arguments(index, slots)), slots
+
+    def _first_sum(self, weights, slots):
+        """S_0 of a variable with these weights before its first step and these slots."""
+        return 0.0
 
     def _prox_arguments(self, index, slots):
         """`w_0 − S_t / t^α` and `A_t / t^α`, where the sums stand."""

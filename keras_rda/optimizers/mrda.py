@@ -1,6 +1,7 @@
 from typing import Any, Literal
 
 import keras
+from keras import ops
 
 from keras_rda import penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
@@ -15,8 +16,8 @@ class MRDA(DualAveraging):
     Update rule for a kernel, `t` counting its updates:
 
     ```
-    S_t = S_{t-1} + learning_rate·g_t
-    A_t = A_{t-1} + learning_rate
+    S_t = S_{t-1} + learning_rate·g_t                     S_0 = 0, or −w_1 with start="weights"
+    A_t = A_{t-1} + learning_rate                         A_0 = 0
     w_{t+1} = prox_{(A_t / √t)·ψ}(−S_t / √t)              ℓ1: soft(−S_t / √t, λ·A_t / √t)
     ```
 
@@ -27,6 +28,9 @@ class MRDA(DualAveraging):
     With `center="zero"` the initial weights are forgotten at the first step (`w_2` depends on `g_1` alone): that needs
     a network with normalisation layers. Choose `center="initial"` for a pretrained network or one without them.
 
+    `start="weights"` lets the initial weights fade like `w_1 / √t` instead. The paper's start makes `w_2` tiny, which
+    makes the second gradient of a normalised network huge, and that one random direction stays in the sum for good.
+
     Biases, normalisation weights and embeddings take the step without penalty, centred on their initial values.
 
     Args:
@@ -35,6 +39,9 @@ class MRDA(DualAveraging):
         penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty`. Defaults to 1e-6.
         center: `"zero"` or `"initial"`, the prox centre of the penalised kernels.
         exponent: α in `β_t = γ·t^α`, between 0 and 1. Defaults to 0.5, the optimal rate of Theorem 3.1.
+        start: `"gradient"`, the paper's: the sum of a penalised kernel starts at zero; or `"weights"`: it starts at
+            `−w_1`, so that without a gradient the first step would end at `w_1`. With `center="initial"`, where that is
+            so already, both are the same.
         **kwargs: Arguments of `keras.optimizers.Optimizer`; see `PenalizedOptimizer` for those with a meaning of
             their own here.
 
@@ -55,6 +62,20 @@ class MRDA(DualAveraging):
         penalty: Strength = 1e-6,
         center: Literal["zero", "initial"] = "zero",
         exponent: float = 0.5,
+        start: Literal["gradient", "weights"] = "gradient",
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), center, exponent, **kwargs)
+        if start not in ("gradient", "weights"):
+            raise ValueError(
+                f'MRDA: start must be "gradient" or "weights"; received {start!r}. "gradient" is the paper\'s: the '
+                'first step forgets the initial weights; with "weights" they fade like 1/√t.'
+            )
+        self.start = start
+
+    def _first_sum(self, weights, slots):
+        # A kernel with a `center` slot starts at its weights already.
+        return ops.negative(weights) if self.start == "weights" and "center" not in slots else 0.0
+
+    def get_config(self):
+        return {**super().get_config(), "start": self.start}
