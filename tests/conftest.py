@@ -123,6 +123,23 @@ def digits():
     return (images / 16).astype("float32"), labels.astype("int32")
 
 
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """The embedded digits, enlarged, in files like those that `python -m examples.paper prepare` writes."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
+    for name, size, channels in (("mnist", 28, 1), ("cifar10", 32, 3), ("cifar100", 32, 3)):
+
+        def image(x, size=size, channels=channels):
+            large = np.kron(15 * x, np.ones((1, 4, 4, 1), "uint8"))
+            border = (32 - size) // 2
+            return np.repeat(large[:, border : 32 - border, border : 32 - border], channels, -1)
+
+        x = {"x_train": image(x_train[:64]), "x_test": image(x_test[:50])}
+        np.savez(folder / f"{name}.npz", y_train=y_train[:64], y_test=y_test[:50], **x)
+    return folder
+
+
 def small_network(kernel_initializer="glorot_uniform"):
     """A convolution, normalisation and a dense layer on 8×8 images: kernels, bias, scale, offset; quick to trace."""
     layers = keras.layers

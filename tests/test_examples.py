@@ -206,17 +206,33 @@ def test_step_time(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     step_time = importlib.import_module("step_time")
     model = small_network()
-    seconds, slots = step_time.measure(model, rounds=2)
-    assert set(seconds) == {*step_time.OPTIMIZERS, "copy"}
-    assert all(len(times) == 2 and min(times) > 0 for times in seconds.values())
+    measured = step_time.measure(model, rounds=2)
+    optimizers = measured["optimizers"]
+    assert list(optimizers) == list(step_time.OPTIMIZERS)
+    assert min(of["seconds"] for of in optimizers.values()) > 0 < measured["copy"]
+    assert optimizers[step_time.BASELINE]["ratio"] == 1
     size = 4 * sum(row.size for row in keras_rda.summary(model).rows)
+    assert measured["parameters"] == size // 4
+    slots = {name: of["slots"] for name, of in optimizers.items()}
     assert slots["SGD, momentum"] <= slots["MRDA"] < slots["MRDA, center initial"]
     assert slots["MRDA, center initial"] >= 2 * size > 2 * slots["ProxSGD"]
-    table, bandwidth, _ = step_time.report(model, seconds, slots)
-    assert table.row_count == len(step_time.OPTIMIZERS)
-    assert bandwidth > 0
-    seconds["MRDA"] = [100 * value for value in seconds["SGD, momentum"]]
-    assert "MRDA" in step_time.report(model, seconds, slots)[2]
+    assert step_time.report(measured)[0].row_count == len(step_time.OPTIMIZERS)
+    optimizers["MRDA"]["ratio"] = 100
+    assert "MRDA" in step_time.report(measured)[1]
+
+
+def test_step_time_of_several_updates_in_a_call(monkeypatch):
+    """As on a GPU: they are those of as many calls, and the time is that of one."""
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    step_time = importlib.import_module("step_time")
+    model = small_network()
+    measured = step_time.measure(model, 1, ["MRDA"], repeats=3)
+    assert list(measured["optimizers"]) == [step_time.BASELINE, "MRDA"]
+    assert json.loads(json.dumps(measured)) == measured
+    optimizer = keras_rda.MRDA()
+    gradients = [keras.ops.ones(v.shape) for v in model.trainable_variables]
+    slots = step_time.compiled_update(optimizer, model.trainable_variables, gradients, 3)()
+    assert int(slots[0][0] if BACKEND == "jax" else optimizer.iterations) == 3
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="trains on TensorFlow")

@@ -15,27 +15,10 @@ from click.testing import CliRunner
 from conftest import BACKEND, values
 
 import keras_rda
-from examples.paper import data, results, tables, training
-from examples.paper.__main__ import command_line, main
+from examples.paper import checkpoint, commands, data, results, tables, training
+from examples.paper.__main__ import main
 
 SHORT = ("--epochs", 1, "--subset", 32, "--batch-size", 16, "--width", 2)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """The embedded digits, enlarged, in files like those that `prepare` writes."""
-    folder = tmp_path_factory.mktemp("prepared")
-    (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
-    for name, size, channels in (("mnist", 28, 1), ("cifar10", 32, 3), ("cifar100", 32, 3)):
-
-        def image(x, size=size, channels=channels):
-            large = np.kron(15 * x, np.ones((1, 4, 4, 1), "uint8"))
-            border = (32 - size) // 2
-            return np.repeat(large[:, border : 32 - border, border : 32 - border], channels, -1)
-
-        x = {"x_train": image(x_train[:64]), "x_test": image(x_test[:50])}
-        np.savez(folder / f"{name}.npz", y_train=y_train[:64], y_test=y_test[:50], **x)
-    return folder
 
 
 def run(*arguments):
@@ -145,6 +128,11 @@ def test_imagenet_runs(column, imagenet, tmp_path):
     assert images.shape == (16, 224, 224, 3)
     assert images.min() < -1 < 1 < images.max()
     assert len(set(labels)) > 2  # of the thousand classes
+    # Without augmentation the images are seen as those of the test are, which here are the same.
+    for augmentation, equal in (("none", True), ("standard", False)):
+        batches = data.load("imagenet", imagenet, 8, augmentation).stream(4, seed=0, epochs=range(2))
+        for image in next(iter(batches))[0]:
+            assert any(np.array_equal(image, other) for other in images) == equal
 
 
 def settings(method="rda", epochs=3):
@@ -213,7 +201,12 @@ def test_render(tmp_path):
     chosen = training.Settings(cell.run, 2, subset=32)
     epoch = {"loss": 1.0, "top1": 0.3, "top5": 0.8, "sigma": 0.5, "seconds": 1.0}
     line = chosen.flat() | epoch | {"history": [epoch] * 2, "scaled": chosen.scaled()}
-    line |= {"device": "2 × x86_64", "versions": {}, "constants": {}, "command": command_line("table5", cell, chosen)}
+    line |= {
+        "device": "2 × x86_64",
+        "versions": {},
+        "constants": {},
+        "command": commands.command_line("table5", cell, chosen),
+    }
     results.append(file, line)
     same = tables.TABLES["table4"][1][2].run  # of ResNet18, which stands in five tables
     for seed, top1 in ((1, 0.5), (2, 0.6), (1, 0.8)):  # of equal seeds the newest counts
@@ -243,7 +236,7 @@ def test_render(tmp_path):
 def test_lines_that_a_kill_has_cut_off(tmp_path):
     file = tmp_path / "results.jsonl"
     settings = training.Settings(tables.TABLES["table4"][1][0].run, 1)
-    line = {name: 0 for name in results.NEEDED} | settings.flat() | {"device": "2 × x86_64", "constants": {}}
+    line = {name: 0 for name in results.NEEDED["run"]} | settings.flat() | {"device": "2 × x86_64", "constants": {}}
     results.append(file, line)
     whole = file.read_bytes()
     file.write_bytes(whole + whole[:40])
@@ -260,7 +253,7 @@ def test_lines_that_a_kill_has_cut_off(tmp_path):
     other = dataclasses.replace(settings, seed=1)
     assert results.find(results.read(file), other)["seed"] == 1
     assert results.find(results.read(file), dataclasses.replace(settings, width=32)) is None
-    for damage, message in ((b"{\n" + whole, "line 1, is no JSON"), (b'{"format": 1}\n', "lacks .'method'")):
+    for damage, message in ((b"{\n" + whole, "line 1, is no JSON"), (b'{"format": 2}\n', "lacks .'method'")):
         file.write_bytes(damage)
         with pytest.raises(ValueError, match=message):
             results.read(file)
@@ -269,7 +262,7 @@ def test_lines_that_a_kill_has_cut_off(tmp_path):
 def test_other_constants_are_another_run(tmp_path, monkeypatch):
     cell = next(cell for cell in tables.TABLES["table4"][1] if cell.row == "sgd")
     settings = training.Settings(cell.run, 1)
-    line = {name: 0 for name in results.NEEDED} | settings.flat() | {"constants": settings.constants()}
+    line = {name: 0 for name in results.NEEDED["run"]} | settings.flat() | {"constants": settings.constants()}
     assert results.find([line], settings) is line
     monkeypatch.setattr(training, "SGD_RATE", 0.2)
     assert results.find([line], settings) is None
@@ -285,7 +278,7 @@ def test_bad_input(prepared, tmp_path):
     for words, message in (
         (("table4", "--row", "mrda", *arguments), "'mrda' is not one of 'sqrt-prox-sgd', 'prox-sgd', 'rda', 'sgd'"),
         (("table7",), "No such command 'table7'"),
-        (("table4", *arguments), "line 1, is of another version (format 1 is expected)"),
+        (("table4", *arguments), "line 1, is of another version (format 2 is expected)"),
         (("table4", *none, "--subset", 5), "fewer than a batch of 128"),
         (("table4", *none, "--subset", 65), "There are 64 training images: a subset of 65 is none"),
         (
@@ -308,8 +301,8 @@ def test_bad_input(prepared, tmp_path):
 
 def test_another_version_does_not_go_on(prepared, tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
-    training.Checkpoint(tmp_path, settings()).save(model, [])
-    monkeypatch.setattr(training, "versions", lambda: {"keras": "0"})
+    checkpoint.Checkpoint(tmp_path, settings()).save(model, [])
+    monkeypatch.setattr(checkpoint, "versions", lambda: {"keras": "0"})
     for _ in range(2):
         with pytest.raises(data.WrongSettings, match=r"was made by .*, and these are .*: delete it to begin anew"):
             training.train(settings(), prepared, tmp_path)
@@ -331,14 +324,14 @@ def test_bfloat16(prepared, tmp_path):
 
 
 def test_too_little_room(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
     with pytest.raises(OSError, match=r"need up to .* has 0 MB left: choose another --output"):
         training.train(settings(), prepared, tmp_path)
     # What its own checkpoints take is not asked for again.
-    checkpoint = training.Checkpoint(tmp_path, settings())
-    (checkpoint.folder / "last").mkdir()
-    (checkpoint.folder / "last" / "model.keras").write_bytes(bytes(2_000_000))
-    checkpoint.check_room(keras.Sequential([keras.Input((100,)), keras.layers.Dense(300)]))
+    own = checkpoint.Checkpoint(tmp_path, settings())
+    (own.folder / "last").mkdir()
+    (own.folder / "last" / "model.keras").write_bytes(bytes(2_000_000))
+    own.check_room(keras.Sequential([keras.Input((100,)), keras.layers.Dense(300)]))
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="JAX's route")

@@ -1,14 +1,16 @@
 """Command line of the paper's experiments."""
 
 import dataclasses
+import math
 import os
 import pathlib
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import click
 
-from examples.paper import results
+from examples.paper import commands, results
 from examples.paper.tables import TABLES
 
 FOLDER = pathlib.Path(__file__).parent
@@ -20,6 +22,19 @@ results_option = click.option(
     default=RESULTS,
     help="JSON lines; a run that they hold is not done again.",
 )
+data_option = click.option(
+    "--data-dir", help="What `prepare` wrote, or prepared tensorflow-datasets. Default: download."
+)
+
+
+def checkpoints_option(name):
+    return click.option(
+        name,
+        "checkpoints",
+        type=click.Path(path_type=pathlib.Path, file_okay=False),
+        default=FOLDER.parent / "output",
+        help="Where checkpoints are kept while a run is not finished.",
+    )
 
 
 @click.group(help="The experiments of the paper's section 4. KERAS_BACKEND chooses between tensorflow and jax.")
@@ -39,29 +54,14 @@ def table_command(name):
     @click.option(
         "--column", type=click.Choice(columns or [""]), multiple=True, hidden=not columns, help="Default: all."
     )
-    @click.option("--data-dir", help="What `prepare` wrote, or prepared tensorflow-datasets. Default: download.")
-    @click.option("--epochs", type=click.IntRange(1), help="Default: the paper's.")
-    @click.option("--subset", type=click.IntRange(1), help="Number of training images. Default: all.")
-    @click.option("--width", type=click.IntRange(1), default=64, show_default=True, help="Filters of the first stage.")
-    @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-    @click.option(
-        "--dtype",
-        type=click.Choice(["float32", "mixed_bfloat16"]),
-        default="float32",
-        show_default=True,
-        help="What layers compute in; the optimizer's sums are float32.",
-    )
-    @click.option("--seed", type=click.IntRange(0, 2**32 - 1), multiple=True, default=[0], show_default=True)
-    @click.option(
-        "--output",
-        type=click.Path(path_type=pathlib.Path, file_okay=False),
-        default=FOLDER.parent / "output",
-        help="Where checkpoints are kept while a run is not finished.",
-    )
+    @data_option
+    @commands.with_options
+    @click.option("--seed", type=commands.SEED, multiple=True, default=[0], show_default=True)
+    @checkpoints_option("--output")
     @results_option
-    def command(row, column, data_dir, epochs, seed, output, file, **scale):
+    def command(row, column, data_dir, seed, checkpoints, file, **options):
         chosen = [c for c in cells if c.row in (row or rows) and c.column in (column or columns or [""])]
-        run_cells(name, chosen, seed, epochs, scale, data_dir, output, file)
+        run_cells(name, chosen, seed, options, data_dir, checkpoints, file)
 
     return command
 
@@ -70,20 +70,20 @@ for _name in TABLES:
     table_command(_name)
 
 
-def run_cells(table, cells, seeds, epochs, scale, data_dir, output, file):
+def run_cells(table, cells, seeds, options, data_dir, checkpoints, file):
     from examples.paper import data, training
 
     for cell in cells:
         for seed in seeds:
-            settings = training.Settings(cell.run, epochs or cell.run.epochs, seed, **scale)
-            place = " ".join(filter(None, (table, cell.row, cell.column, f"seed {seed}")))
-            scaled = settings.scaled()
-            click.echo(f"{place}: {dataclasses.asdict(cell.run)}" + (f"; scaled: {scaled}" if scaled else ""))
             try:
+                settings = commands.settings(cell, seed, **options)
+                place = commands.place(table, cell, settings)
+                scaled = settings.scaled()
+                click.echo(f"{place}: {dataclasses.asdict(cell.run)}" + (f"; scaled: {scaled}" if scaled else ""))
                 line = results.find(read(file), settings)  # anew: another process may write to it
                 if line is None:
-                    line, _, checkpoint = training.train(settings, data_dir, output, report=click.echo)
-                    line["command"] = command_line(table, cell, settings)
+                    line, _, checkpoint = training.train(settings, data_dir, checkpoints, report=click.echo)
+                    line["command"] = commands.command_line(table, cell, settings)
                     results.append(file, line)
                     checkpoint.remove()
             except (data.WrongSettings, FileNotFoundError, ImportError, OSError) as error:
@@ -95,25 +95,44 @@ def run_cells(table, cells, seeds, epochs, scale, data_dir, output, file):
                         f"Memory is too small: lower --batch-size, --width or --subset.\n{error}"
                     ) from error
                 raise
-            click.echo(
-                f"{place}: top-1 {100 * line['top1']:.2f}, top-5 {100 * line['top5']:.2f}, σ {line['sigma']:.4f}"
-            )
+            click.echo(commands.summary(place, line))
 
 
-def command_line(table, cell, settings):
-    """The command that makes this one run."""
-    words = [table, "--row", cell.row] + (["--column", cell.column] if cell.column else [])
-    if settings.epochs != settings.run.epochs:
-        words += ["--epochs", settings.epochs]
-    if settings.subset:
-        words += ["--subset", settings.subset]
-    for name in ("width", "batch_size", "dtype"):
-        default = next(field.default for field in dataclasses.fields(settings) if field.name == name)
-        if getattr(settings, name) != default:
-            words += ["--" + name.replace("_", "-"), getattr(settings, name)]
-    words += ["--seed", settings.seed, "--data-dir", "DIR"]
-    backend = settings.flat()["backend"]
-    return " ".join(map(str, [f"KERAS_BACKEND={backend} python -m examples.paper", *words]))
+@main.command(help="Run what waits in a list, in order, until it is done or the time is over; a later call goes on.")
+@click.option("--minutes", type=click.FloatRange(0), required=True, help="From the start of this command.")
+@data_option
+@click.option(
+    "--output",
+    type=click.Path(path_type=pathlib.Path, file_okay=False),
+    required=True,
+    help="What to take home: runs.jsonl for `merge`, and a copy of the last checkpoint, which another machine's queue "
+    "goes on from.",
+)
+@click.option("--list", "listed", type=click.Path(exists=True, dir_okay=False), help="TOML. Default: queue.toml here.")
+@checkpoints_option("--checkpoints")
+@results_option
+def queue(minutes, data_dir, output, listed, checkpoints, file):
+    start = time.monotonic()  # before what takes seconds to import
+    # JAX compiles a network once, whatever λ and however often its run is put back.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(checkpoints.absolute() / "compiled"))
+
+    from examples.paper import run_queue
+
+    if not math.isfinite(minutes):
+        raise click.BadParameter(f"must be a number of minutes; received {minutes}.", param_hint="--minutes")
+    try:
+        runs = run_queue.read_list(listed or run_queue.QUEUE)
+        output.mkdir(parents=True, exist_ok=True)
+        done = read(file) + read(output / "runs.jsonl")
+        waiting = [run for run in runs if not run.is_done(done)]
+        click.echo(f"{len(runs)} runs are listed, {len(runs) - len(waiting)} are done, {len(waiting)} wait:")
+        for run in waiting:
+            click.echo(f"  {run}")
+        failed = run_queue.Queue(waiting, minutes, data_dir, checkpoints, output, start, report=click.echo).run()
+    except (run_queue.BadList, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if failed:
+        raise click.ClickException(f"{len(failed)} runs failed: {'; '.join(map(str, failed))}")
 
 
 def read(file):
@@ -134,6 +153,23 @@ def prepare(name, data_dir, output):
         click.echo(data.prepare(name, data_dir, output))
     except (FileNotFoundError, ImportError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command(help="Take the lines of FILE, runs.jsonl of another machine's queue, into the results; then `render`.")
+@click.argument("source", metavar="FILE", type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False))
+@results_option
+@click.pass_context
+def merge(context, source, file):
+    ours = read(file)
+    for line in read(source):
+        words = line["command"]
+        if results.holds(ours, line):
+            click.echo(f"there already: {words}")
+        else:
+            results.append(file, line)
+            ours.append(line)
+            click.echo(f"new: {words}")
+    context.invoke(render, file=file)
 
 
 @main.command(help="The tables, tables.md, and plots of the results so far, a set for every scale.")
@@ -162,7 +198,7 @@ def render(file, output):
                 parts.append(f"![{name}]({name}-{number}.png)\n")
         if missing := [name for name in TABLES if not runs[name]]:
             parts.append(f"Not run with {caption}: {', '.join(missing)}.\n")
-    text = "\n".join(parts)
+    text = "\n".join([*parts, *filter(None, [results.step_times(lines)])])
     (output / "tables.md").write_text(text, encoding="utf-8")
     Console(width=180).print(Markdown(text))
 

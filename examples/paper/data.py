@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 import keras_rda
+from examples.paper.tables import WrongSettings
 
 BORDER = 4  # of zeros around an image, out of which crops are taken
 
@@ -75,6 +76,7 @@ class ImageNet:
 
     data_dir: str | None
     subset: int | None
+    augmented: bool
     input_shape = (224, 224, 3)
     classes = 1000
     MEAN, DEVIATION = (123.68, 116.28, 103.53), (58.40, 57.12, 57.38)  # of the training images, the usual ones
@@ -109,11 +111,13 @@ class ImageNet:
         return (ops.cast(image, "float32") - np.float32(self.MEAN)) / np.float32(self.DEVIATION)
 
     def stream(self, batch_size, seed, epochs):
-        """The batches of a `range` of epochs: crops of random size and place, flips. A resumed run draws others."""
+        """The batches of a `range` of epochs, in an order that a resumed run draws anew; augmented by crops of random
+        size and place and by flips.
+        """
         import tensorflow as tf
         import tensorflow_datasets as tfds
 
-        def example(number, record):
+        def augmented(number, record):
             key = tf.stack([seed, number])
             start, size, _ = tf.image.stateless_sample_distorted_bounding_box(
                 tf.image.extract_jpeg_shape(record["image"]),
@@ -131,36 +135,41 @@ class ImageNet:
         order = tfds.ReadConfig(shuffle_seed=seed + epochs.start)
         split = f"train[:{self.subset}]" if self.subset else "train"
         records = self._read(split, shuffle_files=True, read_config=order).shuffle(10_000, seed=seed + epochs.start)
-        examples = records.repeat().enumerate().map(example, num_parallel_calls=tf.data.AUTOTUNE)
+        if self.augmented:
+            examples = records.repeat().enumerate().map(augmented, num_parallel_calls=tf.data.AUTOTUNE)
+        else:
+            examples = records.repeat().map(self._central, num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+    def _central(self, record):
+        """The middle of an image whose shorter side is made 256 long."""
+        import tensorflow as tf
+
+        image = tf.image.decode_jpeg(record["image"], 3)
+        size = tf.cast(tf.shape(image)[:2], tf.float32)
+        size = tf.cast(tf.round(size * 256 / tf.reduce_min(size)), tf.int32)
+        image = tf.image.resize_with_crop_or_pad(tf.image.resize(image, size), *self.input_shape[:2])
+        return self._standardized(image), record["label"]
 
     def test_batches(self, batch_size):
         import tensorflow as tf
 
-        def example(record):
-            image = tf.image.decode_jpeg(record["image"], 3)
-            size = tf.cast(tf.shape(image)[:2], tf.float32)
-            size = tf.cast(tf.round(size * 256 / tf.reduce_min(size)), tf.int32)
-            image = tf.image.resize_with_crop_or_pad(tf.image.resize(image, size), *self.input_shape[:2])
-            return self._standardized(image), record["label"]
-
-        examples = self._read("validation").map(example, num_parallel_calls=tf.data.AUTOTUNE)
+        examples = self._read("validation").map(self._central, num_parallel_calls=tf.data.AUTOTUNE)
         return examples.batch(batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
 
 
-class WrongSettings(ValueError):
-    """The settings do not go together; the message says which to change."""
-
-
-def load(name, data_dir=None, subset=None):
+def load(name, data_dir=None, subset=None, augmentation="standard"):
     """A data set by its name; `data_dir` holds what `prepare` wrote, or prepared `tensorflow-datasets`.
+
+    Augmentation is `"standard"` (flips and crops out of a border of 4 for CIFAR, crops of random size and flips for
+    ImageNet, none for MNIST) or `"none"`.
 
     Raises:
         FileNotFoundError, ImportError: it is not there, or cannot be read; the message names the command that helps.
         WrongSettings: it has fewer training images than `subset`, or what `prepare` wrote is damaged.
     """
     if name == "imagenet":
-        dataset = ImageNet(data_dir, subset)
+        dataset = ImageNet(data_dir, subset, augmentation == "standard")
         _check_subset(subset, dataset.size)
         return dataset
     file = pathlib.Path(data_dir or ".") / f"{name}.npz"
@@ -185,7 +194,8 @@ def load(name, data_dir=None, subset=None):
     classes = int(max(y_train.max(), y_test.max())) + 1
     _check_subset(subset, len(x_train))
     x_train, y_train = x_train[:subset], y_train[:subset]
-    return Arrays(x_train, y_train.astype("int32"), x_test, y_test.astype("int32"), classes, name.startswith("cifar"))
+    augmented = augmentation == "standard" and name.startswith("cifar")
+    return Arrays(x_train, y_train.astype("int32"), x_test, y_test.astype("int32"), classes, augmented)
 
 
 def _check_subset(subset, size):

@@ -11,15 +11,21 @@ import warnings
 
 from examples.paper.tables import TABLES, Run
 
-FORMAT = 1
+FORMAT = 2
 RUN = tuple(field.name for field in dataclasses.fields(Run) if field.name != "epochs")
-NEEDED = (
-    *(*RUN, "epochs", "seed", "subset", "width", "batch_size", "dtype", "backend", "scaled"),
-    *("top1", "top5", "sigma", "history", "seconds", "device", "versions", "constants", "command"),
+SETTINGS = (
+    *(*RUN, "epochs", "seed", "subset", "width", "batch_size", "dtype", "augmentation", "epsilon", "start"),
+    *("backend", "constants"),
 )
+MADE = ("device", "versions", "command")
+NEEDED = {
+    "run": (*SETTINGS, "scaled", "top1", "top5", "sigma", "history", "seconds", *MADE),
+    "step_time": ("network", "parameters", "backend", "rounds", "optimizers", "copy", *MADE),
+}
 # What is called different from the paper's: points of top-1, of top-5, and σ.
 DIFFERENT = {"top1": 2.0, "top5": 2.0, "sigma": 0.05}
 FACTOR = {"top1": 100, "top5": 100, "sigma": 1}
+PAPERS_SCALE = "the paper's scale"
 LEGEND = """# The paper's tables
 
 By `python -m examples.paper render`. *: more than two points of top-1 or of top-5, or more than 0.05 of σ, from the
@@ -27,8 +33,13 @@ paper's. “–”: the paper does not say. ±: standard deviation over seeds. �
 """
 
 
+def kind(line):
+    """What a line is of: `"run"`, of the tables, or `"step_time"`, of the benchmark of that name."""
+    return line.get("benchmark", "run")
+
+
 def read(file):
-    """The lines of a results file; a last one that a kill has cut off is left out, with a warning.
+    """The lines of a results file, of either kind; a last one that a kill has cut off is left out, with a warning.
 
     Raises:
         ValueError: a line is not one of this version's; the file is left as it is.
@@ -52,7 +63,9 @@ def read(file):
                 f"{file}, line {number}, is of another version (format {FORMAT} is expected): move the file away, or "
                 "name another with --results."
             )
-        if missing := [name for name in NEEDED if name not in line]:
+        if str(kind(line)) not in NEEDED:
+            raise ValueError(f"{file}, line {number}, is of the benchmark {kind(line)!r}; known is step_time.")
+        if missing := [name for name in NEEDED[kind(line)] if name not in line]:
             raise ValueError(f"{file}, line {number}, lacks {missing}: remove the line; its run is done again.")
         lines.append(line)
     return lines
@@ -64,8 +77,16 @@ def find(lines, settings):
     def holds(values, wanted):
         return all(values.get(name) == value for name, value in wanted.items())
 
-    same = (line for line in lines if holds(line, settings.flat()) and holds(line["constants"], settings.constants()))
-    return next(same, None)
+    same = (line for line in lines if kind(line) == "run" and holds(line, settings.flat()))
+    return next((line for line in same if holds(line["constants"], settings.constants())), None)
+
+
+def holds(lines, line):
+    """Whether lines hold the measurement of this one: of a run the same settings and constants, else the same line."""
+    if kind(line) != "run":
+        return line in lines
+    runs = (other for other in lines if kind(other) == "run")
+    return any(all(other[name] == line[name] for name in SETTINGS) for other in runs)
 
 
 def append(file, line):
@@ -87,19 +108,30 @@ def append(file, line):
 
 
 def scales(lines):
-    """The lines in groups that can be compared: a dict from what they have in common, in words, the paper's first."""
+    """The lines of runs in groups that can be compared: a dict from what they have in common, in words.
+
+    The paper's scale comes first, and in each scale what is chosen by default where the paper says nothing.
+    """
     groups = collections.defaultdict(list)
     for line in lines:
+        if kind(line) != "run":
+            continue
         scaled = re.sub(r" of \d+ epochs", " epochs", line["scaled"])  # which differ between the rows of Table 6
-        scale = f"scaled: {scaled}" if scaled else "the paper's scale"
-        groups[f"{scale}; batches of {line['batch_size']}, {line['dtype']}, {line['backend']}"].append(line)
-    return dict(sorted(groups.items(), key=lambda item: item[0].startswith("scaled")))
+        chosen = [f"batches of {line['batch_size']}", line["dtype"], line["backend"]]
+        chosen += [f"augmentation {line['augmentation']}"] if line["augmentation"] != "standard" else []
+        chosen += [f"ε {line['epsilon']:g}"] if line["epsilon"] != 1e-3 else []
+        chosen += [f"start {line['start']}"] if line["start"] != "gradient" else []
+        caption = f"{f'scaled: {scaled}' if scaled else PAPERS_SCALE}; {', '.join(chosen)}"
+        groups[bool(scaled), len(chosen), caption].append(line)
+    ordered = sorted(groups.items(), key=lambda item: item[0][:2])
+    return {caption: group for (_, _, caption), group in ordered}
 
 
 def matching(lines, run):
     """The lines of a run of the paper, whatever their number of epochs: one a seed, the newest."""
     wanted = dataclasses.asdict(run)
-    return list({line["seed"]: line for line in lines if all(line[name] == wanted[name] for name in RUN)}.values())
+    runs = (line for line in lines if kind(line) == "run")
+    return list({line["seed"]: line for line in runs if all(line[name] == wanted[name] for name in RUN)}.values())
 
 
 def markdown(name, lines, caption):
@@ -117,10 +149,33 @@ def markdown(name, lines, caption):
         row += [f"{statistics.mean(line['seconds'] for line in found):.0f}" if found else ""]
         row += [", ".join(sorted({line["device"] for line in found}))]
         rows.append(row)
-        commands += [line["command"] for line in found]
+        commands += [line["command"] + _went_on(line) for line in found]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     block = "```sh\n" + "".join(f"{command}\n" for command in commands) + "```\n" if commands else ""
     return f"## {name}: {title}\n\n{caption}\n\n{table}\n{block}"
+
+
+def _went_on(line):
+    """That a run went on from rounded copies of its arrays, as a comment."""
+    copies = [f"{digits} binary digits after epoch {epoch}" for epoch, digits in line.get("rounded", [])]
+    return f"  # its arrays had {', '.join(copies)}" if copies else ""
+
+
+def step_times(lines):
+    """What the benchmark of update times measured, as Markdown; empty where it was not run."""
+    rows = []
+    for line in lines:
+        if kind(line) == "step_time":
+            rows += [
+                f"{line['network']}, {line['parameters'] / 1e6:.1f} M weights, {line['device']}, {line['backend']}; "
+                f"median of {line['rounds']} rounds in turns; a copy moves {line['copy'] / 1e9:.0f} GB/s.\n",
+                "| update | time / SGD's | ms | GB/s |\n| --- | --- | --- | --- |",
+            ]
+            for name, of in line["optimizers"].items():
+                milliseconds, bandwidth = 1e3 * of["seconds"], of["bytes"] / of["seconds"] / 1e9
+                rows.append(f"| {name} | {of['ratio']:.2f} | {milliseconds:.3f} | {bandwidth:.0f} |")
+            rows.append(f"\n```sh\n{line['command']}\n```\n")
+    return "\n".join(["## Time of an update\n", *rows]) if rows else ""
 
 
 def _mean(found, key, digits, theirs):

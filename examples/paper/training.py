@@ -2,13 +2,9 @@
 
 import dataclasses
 import functools
-import importlib.metadata
-import json
 import math
 import os
-import pathlib
 import platform
-import shutil
 import time
 
 import keras
@@ -17,16 +13,21 @@ from keras import ops
 
 import keras_rda
 from examples.paper import data
+from examples.paper.checkpoint import Checkpoint, versions
 from examples.paper.tables import Run
 
 MOMENTUM, SGD_RATE = 0.9, 0.1
-RECIPE_SPARSITY, RECIPE_MEASUREMENTS = 0.95, 6  # the latter an epoch
+RECIPE_MEASUREMENTS = 6  # an epoch
 CHECKPOINT_SECONDS = 30  # from one checkpoint to the next: on a GPU an epoch takes little longer than writing one
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """A run with what the paper does not fix; `subset` training images, `width` filters in the first stage."""
+    """A run with what the paper does not fix.
+
+    Among it are the number of training images, `subset`; the filters of the first stage, `width`; `epsilon` of the
+    batch normalisations; and the `start` of MRDA.
+    """
 
     run: Run
     epochs: int
@@ -35,6 +36,17 @@ class Settings:
     width: int = 64
     batch_size: int = 128
     dtype: str = "float32"
+    augmentation: str = "standard"
+    epsilon: float = 1e-3
+    start: str = "gradient"
+
+    def __post_init__(self):
+        if self.start != "gradient" and self.run.method != "rda":
+            raise data.WrongSettings(
+                f"start must be gradient where the method is not rda; received {self.start} for {self.run.method}."
+            )
+        if not 0 < self.epsilon < 1:
+            raise data.WrongSettings(f"epsilon must be a number above 0 and below 1; received {self.epsilon}.")
 
     def flat(self):
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "run"}
@@ -44,7 +56,7 @@ class Settings:
         """What else decides the numbers of this run, by name."""
         return {
             "sgd": {"momentum": MOMENTUM, "sgd_rate": SGD_RATE},
-            "recipe": {"recipe_sparsity": RECIPE_SPARSITY, "recipe_measurements": RECIPE_MEASUREMENTS},
+            "recipe": {"recipe_measurements": RECIPE_MEASUREMENTS},
         }.get(self.run.method, {})
 
     def scaled(self):
@@ -59,7 +71,7 @@ def make_optimizer(settings, steps):
     run = settings.run
     rate = 1 / run.gamma if run.gamma else None
     if run.method == "rda":  # with random first weights and centre zero: the paper's Algorithm 2
-        return keras_rda.MRDA(rate, run.penalty, weight_decay=run.weight_decay)
+        return keras_rda.MRDA(rate, run.penalty, start=settings.start, weight_decay=run.weight_decay)
     if run.method == "prox-sgd":
         return keras_rda.ProxSGD(rate, run.penalty, weight_decay=run.weight_decay)
     if run.method == "sqrt-prox-sgd":
@@ -79,13 +91,25 @@ def make_model(settings, dataset):
         "vgg19": keras_rda.models.VGG19,
     }[settings.run.architecture]
     stem = {"stem": "imagenet"} if settings.run.dataset == "imagenet" else {}
-    return make(dataset.input_shape, dataset.classes, width=settings.width, **stem)
+    model = make(dataset.input_shape, dataset.classes, width=settings.width, **stem)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.epsilon = settings.epsilon
+    return model
 
 
-def train(settings, data_dir, folder, report=print):
+class Paused(Exception):
+    """A run stopped before its end; its checkpoint goes on."""
+
+
+def train(settings, data_dir, folder, report=print, clock=None):
     """Train, or go on from the checkpoint in `folder`; return the line of the results, the model and the checkpoint.
 
+    A `clock` can stop a run: `clock.is_over()` is asked after each batch, or as many as are compiled into one call, and
+    `clock.pauses(epochs_left)` after each epoch, which is saved then.
+
     Raises:
+        Paused: the clock has stopped the run.
         FileNotFoundError, ImportError: as for `data.load`.
         data.WrongSettings: the settings do not go together; the message says which to change.
         OSError: `folder` has too little room for the checkpoints.
@@ -105,7 +129,7 @@ def train(settings, data_dir, folder, report=print):
             )
     keras.utils.set_random_seed(settings.seed)
     keras.config.set_dtype_policy(settings.dtype)
-    dataset = data.load(settings.run.dataset, data_dir, settings.subset)
+    dataset = data.load(settings.run.dataset, data_dir, settings.subset, settings.augmentation)
     steps = dataset.steps(settings.batch_size)
     if not steps:
         raise data.WrongSettings(
@@ -122,7 +146,7 @@ def train(settings, data_dir, folder, report=print):
         )
     if len(history) < settings.epochs:
         checkpoint.check_room(model)
-    callbacks = [Recorder(dataset, settings, checkpoint, history, report)]
+    callbacks = [Recorder(dataset, settings, checkpoint, history, report, clock)]
     interval = steps
     if settings.run.method == "recipe":
         rising = steps * settings.epochs * 3 // 4  # batches until TargetSparsity's default end
@@ -130,12 +154,13 @@ def train(settings, data_dir, folder, report=print):
         rows = keras_rda.summary(model).rows
         weights = sum(row.size for row in rows) / sum(row.size for row in rows if row.kernel)
         # The paper's σ (30) is over all trainable weights, TargetSparsity's over the kernels.
-        target = RECIPE_SPARSITY * weights
+        target = settings.run.sparsity * weights
         if rising < keras_rda.TargetSparsity.FEWEST_MEASUREMENTS or target >= 1:
             raise data.WrongSettings(
-                f"The recipe needs 40 batches in all and a network whose kernels can hold {RECIPE_SPARSITY:.0%} of its "
-                f"weights as zeros; here are {steps * settings.epochs} batches, and σ of the kernels would be "
-                f"{target:.3f}: take more --epochs, a larger --subset, a smaller --batch-size, or a larger --width."
+                "The recipe needs 40 batches in all and a network whose kernels can hold "
+                f"{settings.run.sparsity:.0%} of its weights as zeros; here are {steps * settings.epochs} batches, and "
+                f"σ of the kernels would be {target:.3f}: take more --epochs, a larger --subset, a smaller "
+                "--batch-size, or a larger --width."
             )
         callbacks.insert(0, keras_rda.TargetSparsity(target, interval=interval))
     epochs = range(len(history), settings.epochs)
@@ -161,6 +186,8 @@ def train(settings, data_dir, folder, report=print):
         "versions": versions(),
         "constants": settings.constants(),
     }
+    if checkpoint.rounded:
+        environment["rounded"] = checkpoint.rounded
     return settings.flat() | {"scaled": settings.scaled()} | measured | environment, model, checkpoint
 
 
@@ -221,14 +248,18 @@ def fit_on_device(model, dataset, settings, epochs, interval, callbacks):
 class Recorder(keras.callbacks.Callback):
     """After each epoch: top-1, top-5, σ and seconds into `history`, and a checkpoint unless the last is recent."""
 
-    def __init__(self, dataset, settings, checkpoint, history, report):
+    def __init__(self, dataset, settings, checkpoint, history, report, clock):
         super().__init__()
         self.dataset, self.settings, self.checkpoint = dataset, settings, checkpoint
-        self.history, self.report = history, report
+        self.history, self.report, self.clock = history, report, clock
         self.saved = -math.inf
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.clock is not None and batch + 1 < self.params["steps"] and self.clock.is_over():
+            raise Paused
 
     def on_epoch_end(self, epoch, logs=None):
         seconds = time.perf_counter() - self.start
@@ -236,73 +267,17 @@ class Recorder(keras.callbacks.Callback):
         loss = float(logs["loss"]) if math.isfinite(logs["loss"]) else None  # JSON has no NaN
         line = {"loss": loss, "top1": top1, "top5": top5, "sigma": keras_rda.sparsity(self.model)}
         self.history.append(line | {"seconds": round(seconds, 2)})
-        if len(self.history) == self.settings.epochs or time.perf_counter() >= self.saved + CHECKPOINT_SECONDS:
+        left = self.settings.epochs - len(self.history)
+        paused = left > 0 and self.clock is not None and self.clock.pauses(left)
+        if paused or not left or time.perf_counter() >= self.saved + CHECKPOINT_SECONDS:
             self.checkpoint.save(self.model, self.history)
             self.saved = time.perf_counter()
         self.report(
             f"epoch {epoch + 1}/{self.settings.epochs}: loss {logs['loss']:.4f}, top-1 {100 * top1:.2f}, "
             f"top-5 {100 * top5:.2f}, σ {line['sigma']:.4f}, {seconds:.1f} s"
         )
-
-
-class Checkpoint:
-    """Model, optimizer and history of a run after an epoch, in a folder named after its settings."""
-
-    def __init__(self, folder, settings):
-        self.settings = settings.flat() | {"versions": versions(), "constants": settings.constants()}
-        self.folder = pathlib.Path(folder) / "-".join(str(value) for value in settings.flat().values())
-
-    def restore(self):
-        """The model and its history, or None and an empty one.
-
-        Raises:
-            data.WrongSettings: the checkpoint was made by other versions or constants, whose steps may differ.
-        """
-        for name in ("last", "previous"):  # a kill may have come between two renames
-            if (self.folder / name / "history.json").exists():
-                saved = json.loads((self.folder / name / "history.json").read_text(encoding="utf-8"))
-                settings = saved.get("settings", {}) if isinstance(saved, dict) else {}
-                if settings != self.settings:
-                    raise data.WrongSettings(
-                        f"The checkpoint in {self.folder} was made by {settings.get('versions', 'another version')} "
-                        f"with {settings.get('constants')}, and these are {self.settings['versions']} with "
-                        f"{self.settings['constants']}: delete it to begin anew."
-                    )
-                return keras.models.load_model(self.folder / name / "model.keras"), saved["history"]
-        return None, []
-
-    def save(self, model, history):
-        new, last, previous = (self.folder / name for name in ("new", "last", "previous"))
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        model.save(new / "model.keras")
-        saved = {"settings": self.settings, "history": history}
-        (new / "history.json").write_text(json.dumps(saved), encoding="utf-8")
-        for file in new.iterdir():  # on the disk before a name says so
-            with file.open("rb+") as stream:
-                os.fsync(stream.fileno())
-        shutil.rmtree(previous, ignore_errors=True)
-        if last.exists():
-            last.rename(previous)
-        new.rename(last)
-
-    def check_room(self, model):
-        """Three checkpoints of weights and up to four slots, those there are included, before any time is spent."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        held = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
-        needed, free = 3 * 5 * 4 * model.count_params() - held, shutil.disk_usage(self.folder).free
-        if free < needed:
-            raise OSError(
-                f"Checkpoints of {model.name} need up to {needed / 1e6:.0f} MB, and {self.folder} has {free / 1e6:.0f} "
-                "MB left: choose another --output."
-            )
-
-    def remove(self):
-        if self.folder.exists():
-            removed = self.folder.with_name(f"{self.folder.name}.removed")  # at once, whenever a kill comes
-            shutil.rmtree(removed, ignore_errors=True)
-            self.folder.rename(removed)
-            shutil.rmtree(removed, ignore_errors=True)
+        if paused:
+            raise Paused
 
 
 def top(model, dataset, batch_size=500):
@@ -316,17 +291,6 @@ def top(model, dataset, batch_size=500):
         rank[~np.all(np.isfinite(logits), axis=1)] = logits.shape[1]
         hits.append(np.stack([rank < 1, rank < 5]))
     return tuple(map(float, np.mean(np.concatenate(hits, axis=1), axis=1)))
-
-
-def versions():
-    """Of what decides the numbers."""
-    names = [
-        "keras",
-        "keras-rda",
-        "numpy",
-        *{"tensorflow": ["tensorflow"], "jax": ["jax", "jaxlib"]}[keras.backend.backend()],
-    ]
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
 def device():

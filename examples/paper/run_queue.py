@@ -1,0 +1,288 @@
+"""The runs that wait for a fast machine: an ordered list, as many of them as the time allows, resumable."""
+
+import gc
+import itertools
+import os
+import pathlib
+import threading
+import time
+import tomllib
+
+from examples.paper import commands, results, training
+from examples.paper.checkpoint import Checkpoint
+from examples.paper.tables import TABLES, WrongSettings
+
+QUEUE = pathlib.Path(__file__).with_name("queue.toml")
+SIZES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}  # training images
+GRACE = 10  # seconds after the end until a call that cannot be interrupted is left behind
+STEP_TIME = 120.0  # seconds that the benchmark is given for compiling and measuring
+
+
+class BadList(ValueError):
+    """The list of runs is not one; the message says which entry, what was received and what was expected."""
+
+
+class TableRun:
+    """A run of a cell of a table."""
+
+    def __init__(self, table, cell, settings, purpose):
+        self.table, self.cell, self.settings, self.purpose = table, cell, settings, purpose
+
+    def __str__(self):
+        return commands.place(self.table, self.cell, self.settings)
+
+    def key(self):
+        return self.settings
+
+    def is_done(self, lines):
+        return results.find(lines, self.settings) is not None
+
+    def network(self):
+        """What the time of an epoch depends on, but for the method."""
+        s = self.settings
+        return s.run.architecture, s.run.dataset, s.subset, s.width, s.batch_size, s.dtype
+
+    def images(self):
+        """Training images of an epoch."""
+        return self.settings.subset or SIZES[self.settings.run.dataset]
+
+
+class StepTime:
+    """The benchmark of update times for one network, which is never put back."""
+
+    def __init__(self, network, optimizers, rounds, purpose):
+        self.network, self.optimizers, self.rounds, self.purpose = network, optimizers, rounds, purpose
+
+    def __str__(self):
+        return f"step_time {self.network}"
+
+    def key(self):
+        return self.network, *self.optimizers
+
+    def is_done(self, lines):
+        here = {"network": self.network, "backend": training.keras.backend.backend(), "device": training.device()}
+        measured = (line for line in lines if results.kind(line) == "step_time")
+        return any(
+            all(line[name] == value for name, value in here.items()) and {*self.optimizers} <= {*line["optimizers"]}
+            for line in measured
+        )
+
+    def measure(self):
+        from examples.benchmarks import step_time
+
+        measured = step_time.measure(step_time.NETWORKS[self.network](), self.rounds, self.optimizers)
+        environment = {"device": training.device(), "versions": training.versions()}
+        words = [f"KERAS_BACKEND={measured['backend']} python examples/benchmarks/step_time.py"]
+        words += [f"--network {self.network} --rounds {self.rounds} --optimizer"]
+        words += [f"'{name}'" for name in self.optimizers]
+        return {"benchmark": "step_time"} | measured | environment | {"command": " ".join(words)}
+
+
+def read_list(file=QUEUE):
+    """The runs of a list, in order.
+
+    Raises:
+        BadList: an entry is not one.
+        OSError: the file cannot be read.
+    """
+    try:
+        listed = tomllib.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadList(f"{file} is no TOML: {error}") from error
+    entries, defaults = listed.pop("entry", []), listed.pop("defaults", {})
+    if listed or not isinstance(entries, list) or not isinstance(defaults, dict):
+        received = sorted(listed) or [entries, defaults]
+        raise BadList(f"{file} takes a table [defaults] and tables [[entry]]; received {received}.")
+    runs = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            make = _step_times if "benchmark" in entry else _table_runs
+            runs += make(dict(entry), defaults)
+        except BadList as error:
+            raise BadList(f"{file}, entry {number}: {error}") from error
+    different = {}
+    for run in runs:
+        different.setdefault(run.key(), run)
+    return list(different.values())
+
+
+def _table_runs(entry, defaults):
+    purpose = entry.pop("purpose", "")
+    table = _one_of("table", [entry.pop("table", None)], TABLES)[0]
+    _, cells = TABLES[table]
+    rows = _one_of("row", _listed(entry.pop("row", [])), [cell.row for cell in cells])
+    columns = _one_of("column", _listed(entry.pop("column", [])), [cell.column for cell in cells])
+    seeds = _listed(entry.pop("seed", 0))
+    chosen = [cell for cell in cells if cell.row in (rows or [cell.row]) and cell.column in (columns or [cell.column])]
+    order = {name: position for position, name in enumerate((*rows, *columns))}
+    chosen.sort(key=lambda cell: (order.get(cell.row, 0), order.get(cell.column, 0)))
+    if not chosen:
+        raise BadList(f"{table} has no cell of the rows {rows} and the columns {columns}.")
+    try:
+        return [
+            TableRun(table, cell, commands.settings(cell, seed, **defaults | entry), purpose)
+            for cell, seed in itertools.product(chosen, seeds)
+        ]
+    except WrongSettings as error:
+        raise BadList(str(error)) from error
+
+
+def _step_times(entry, defaults):
+    from examples.benchmarks import step_time
+
+    purpose = entry.pop("purpose", "")
+    _one_of("benchmark", [entry.pop("benchmark")], ["step_time"])
+    networks = _one_of("network", _listed(entry.pop("network", [*step_time.NETWORKS])), step_time.NETWORKS)
+    optimizers = _one_of("optimizer", _listed(entry.pop("optimizer", [*step_time.OPTIMIZERS])), step_time.OPTIMIZERS)
+    rounds = entry.pop("rounds", 40)
+    if type(rounds) is not int or rounds < 1 or entry:
+        raise BadList(
+            f"a benchmark takes network, optimizer and a number of rounds from 1; received rounds {rounds!r} and "
+            f"{sorted(entry)}."
+        )
+    return [StepTime(network, optimizers, rounds, purpose) for network in networks]
+
+
+def _listed(value):
+    return value if isinstance(value, list) else [value]
+
+
+def _one_of(name, values, known):
+    known = list(dict.fromkeys(known))
+    if unknown := [value for value in values if value not in known]:
+        raise BadList(f"{name} must be of {known}; received {unknown}.")
+    return values
+
+
+class Queue:
+    """Runs what is on a list until it is empty or the time is over, the clock of `training.train` meanwhile.
+
+    The first run in order that can end in the time that is left comes first. A run that cannot end, as its first epochs
+    show, is put back if one of the others can; else it trains on, and its checkpoint is what remains.
+
+    Args:
+        runs: What `read_list` returned, without what is done already.
+        minutes: Until the end, counted from `start`.
+        data_dir, checkpoints: As for `training.train`.
+        output: Folder for the lines of the results, `runs.jsonl`, and a copy of the last checkpoint.
+        start: `time.monotonic()` when the time began.
+        report: Function of one line of text.
+    """
+
+    def __init__(self, runs, minutes, data_dir, checkpoints, output, start, report=print):
+        self.waiting, self.end = list(runs), start + 60 * minutes
+        self.data_dir, self.checkpoints, self.output = data_dir, checkpoints, pathlib.Path(output)
+        self.report = report
+        self.failed = []
+        self.running = None
+        self.seconds = {}  # of an epoch, by network
+        self._first_ended, self._epochs_seen, self._put_back = None, 0, False
+        self._ending, self._ended = threading.Lock(), False
+
+    def left(self):
+        """Seconds until the end."""
+        return self.end - time.monotonic()
+
+    def needs(self, run):
+        """Seconds that the rest of a run will take, as far as this machine has shown; 0 where it has shown nothing."""
+        if isinstance(run, StepTime):
+            return STEP_TIME
+        if not self.seconds:
+            return 0.0
+        epochs = run.settings.epochs - Checkpoint(self.checkpoints, run.settings).epochs()
+        if run.network() in self.seconds:
+            return epochs * self.seconds[run.network()][0]
+        # A network that was not seen yet counts as if it took as long an image as the slowest that was.
+        return epochs * run.images() * max(seconds / images for seconds, images in self.seconds.values())
+
+    def run(self):
+        """Run the list; return the runs that failed."""
+        self._take_copy()
+        watch = threading.Timer(max(0.0, self.left()) + GRACE, self._leave)
+        watch.daemon = True
+        watch.start()
+        while self.waiting and self.left() > 0:
+            fitting = [run for run in self.waiting if self.needs(run) <= self.left()]
+            self.running = (fitting or self.waiting)[0]
+            self.report(f"{self.running}: {self.running.purpose}")
+            try:
+                self._run_one(self.running)
+                self.waiting.remove(self.running)
+            except training.Paused:
+                if not self._put_back:
+                    break
+                minutes = f"{self.needs(self.running) / 60:.1f} minutes, and {self.left() / 60:.1f} are left"
+                self.report(f"{self.running}: put back, because it needs {minutes}")
+            except Exception as error:
+                # One run's fault must not cost the others their time.
+                self.report(f"{self.running}: failed, {type(error).__name__}: {error}")
+                self.waiting.remove(self.running)
+                self.failed.append(self.running)
+            gc.collect()  # of a model that refers to itself, before the next one needs the memory
+        with self._ending:
+            self._ended = True
+            watch.cancel()
+            self._bring_home()
+        return self.failed
+
+    def _take_copy(self):
+        """Go on from the copy of a checkpoint that an earlier queue has left in `output`."""
+        try:
+            for run in self.waiting:
+                checkpoint = isinstance(run, TableRun) and Checkpoint(self.checkpoints, run.settings)
+                if checkpoint and checkpoint.read_copy(self.output):
+                    self.report(f"{run}: {checkpoint.epochs()} epochs are done, in the copy in {self.output}")
+                    return
+        except WrongSettings as error:
+            self.report(f"{error} Its run begins anew.")
+
+    def _run_one(self, run):
+        if isinstance(run, StepTime):
+            results.append(self.output / "runs.jsonl", run.measure())
+            return
+        self._epochs_seen, self._put_back = 0, False
+        line, _, checkpoint = training.train(
+            run.settings, self.data_dir, self.checkpoints, report=self.report, clock=self
+        )
+        line["command"] = commands.command_line(run.table, run.cell, run.settings)
+        results.append(self.output / "runs.jsonl", line)
+        checkpoint.remove()
+        self.report(commands.summary(run, line))
+
+    def is_over(self):
+        """Whether the time is over."""
+        return self.left() <= 0
+
+    def pauses(self, epochs_left):
+        """Whether the run that trains stops after this epoch."""
+        self._epochs_seen += 1
+        if self._epochs_seen == 1:  # it compiled as well
+            self._first_ended = time.monotonic()
+            return self.is_over()
+        # A mean, because a checkpoint is not written after every epoch.
+        seconds = (time.monotonic() - self._first_ended) / (self._epochs_seen - 1)
+        self.seconds[self.running.network()] = seconds, self.running.images()
+        self._put_back = epochs_left * seconds > self.left() and any(
+            self.needs(run) <= self.left() for run in self.waiting if run is not self.running
+        )
+        return self._put_back or seconds > self.left()
+
+    def _bring_home(self):
+        """Say what remains, and copy the checkpoint in which the most epochs were spent."""
+        self.report(f"{len(self.waiting)} runs wait")
+        begun = [run for run in self.waiting if isinstance(run, TableRun)]
+        begun = [(Checkpoint(self.checkpoints, run.settings), run) for run in begun]
+        checkpoint, run = max(begun, key=lambda pair: pair[0].epochs(), default=(None, None))
+        if checkpoint is not None and checkpoint.epochs():
+            self.report(f"{run}: {checkpoint.write_copy(self.output)}")
+
+    def _leave(self):
+        """End the process in the middle of a call that cannot be interrupted; what was saved before is whole."""
+        with self._ending:
+            if self._ended:
+                return
+            try:
+                self.report("The time is over in the middle of a call: what it did since the last checkpoint is lost.")
+                self._bring_home()
+            finally:
+                os._exit(0)
