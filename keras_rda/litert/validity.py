@@ -175,6 +175,9 @@ def _tensors(model, graph, schema):
         entries = math.prod(shape) if tensor.sparsity is None else _stored_entries(tensor.sparsity, shape)
         if entries is None:
             return "the indices of a sparse tensor point outside it"
+        if tensor.sparsity is not None:
+            # An empty buffer means that a tensor is computed, so one without values that are not zero keeps an entry.
+            entries = max(entries, 1)
         if len(data) != entries * itemsize:
             return f"a tensor of {entries} entries of {itemsize} bytes has {len(data)} bytes"
     return ""
