@@ -1,7 +1,6 @@
 """Seeds, tiny models and the optimizers under test. Run with KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax."""
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import pathlib
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 import keras_rda
-from keras_rda.litert import aarch64, verification
+from keras_rda.litert import aarch64, exporting, verification
 
 BACKEND = keras.backend.backend()
 
@@ -81,8 +80,7 @@ def _exported_files_run_on_aarch64(tmp_path_factory):
     if BACKEND != "tensorflow" or not aarch64.is_ready():
         yield
         return
-    export = importlib.import_module("keras_rda.litert.export")
-    folder, exported, original = tmp_path_factory.mktemp("aarch64"), [], export._check
+    folder, exported, original = tmp_path_factory.mktemp("aarch64"), [], exporting._check
 
     def check(reference, file, *arguments):
         result = original(reference, file, *arguments)
@@ -93,7 +91,7 @@ def _exported_files_run_on_aarch64(tmp_path_factory):
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "_check", check)
+        patch.setattr(exporting, "_check", check)
         yield
     runs = aarch64.run([(path, reference.inputs) for path, reference, _ in exported]) if exported else []
     for run, (_, reference, tolerances) in zip(runs, exported, strict=True):

@@ -231,6 +231,12 @@ def test_step_time_of_several_updates_in_a_call(monkeypatch):
     assert json.loads(json.dumps(measured)) == measured
     optimizer = keras_rda.MRDA()
     gradients = [keras.ops.ones(v.shape) for v in model.trainable_variables]
+    if BACKEND == "jax":  # a GPU's copy, on the CPU
+        monkeypatch.setattr(step_time, "on_accelerator", lambda: True)
+        monkeypatch.setattr(step_time, "LARGE", 1000)
+        copy, moved = step_time.compiled_copy(10, 7)
+        copy()
+        assert moved == 2 * 4 * 1000 * 7
     slots = step_time.compiled_update(optimizer, model.trainable_variables, gradients, 3)()
     assert int(slots[0][0] if BACKEND == "jax" else optimizer.iterations) == 3
 

@@ -128,11 +128,14 @@ def queue(minutes, data_dir, output, listed, checkpoints, file):
         click.echo(f"{len(runs)} runs are listed, {len(runs) - len(waiting)} are done, {len(waiting)} wait:")
         for run in waiting:
             click.echo(f"  {run}")
+        if not minutes:
+            return
+        run_queue.remove_checkpoints([run for run in runs if run not in waiting], checkpoints)
         failed = run_queue.Queue(waiting, minutes, data_dir, checkpoints, output, start, report=click.echo).run()
     except (run_queue.BadList, OSError) as error:
         raise click.ClickException(str(error)) from error
     if failed:
-        raise click.ClickException(f"{len(failed)} runs failed: {'; '.join(map(str, failed))}")
+        raise click.ClickException(f"These runs failed: {'; '.join(map(str, failed))}")
 
 
 def read(file):

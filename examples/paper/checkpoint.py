@@ -18,6 +18,7 @@ from examples.paper import transport
 from examples.paper.tables import WrongSettings
 
 COPY, COPY_PARTS, COPY_PART = "checkpoint", 4, 15 * 2**20  # name, files, bytes of a file at most
+_LOCK = threading.RLock()  # a copy may be taken by another thread than the one that trains and saves
 LARGE = 2**16  # entries: smaller arrays are never rounded
 
 
@@ -31,7 +32,6 @@ class Checkpoint:
         self.settings = settings.flat() | {"versions": versions(), "constants": settings.constants()}
         self.folder = pathlib.Path(folder) / "-".join(str(value) for value in settings.flat().values())
         self.rounded = []
-        self._lock = threading.Lock()  # a copy may be taken by another thread than the one that trains
 
     def _newest(self):
         """The folder of the newest checkpoint and what its history.json holds, or None and an empty history."""
@@ -42,7 +42,8 @@ class Checkpoint:
 
     def epochs(self):
         """How many epochs of the run are done."""
-        return len(self._newest()[1]["history"])
+        with _LOCK:
+            return len(self._newest()[1]["history"])
 
     def restore(self):
         """The model and its history, or None and an empty one.
@@ -77,7 +78,7 @@ class Checkpoint:
         for file in new.iterdir():  # on the disk before a name says so
             with file.open("rb+") as stream:
                 os.fsync(stream.fileno())
-        with self._lock:
+        with _LOCK:
             shutil.rmtree(previous, ignore_errors=True)
             if last.exists():
                 last.rename(previous)
@@ -106,7 +107,7 @@ class Checkpoint:
 
         Arrays that are too large for that keep fewer than the 23 binary digits of float32, as many as fit.
         """
-        with self._lock:
+        with _LOCK:
             newest, saved = self._newest()
             if newest is None:
                 return "There is no checkpoint to copy."
@@ -126,27 +127,48 @@ class Checkpoint:
                 return f"{done}, with {digits} binary digits." if digits < 23 else f"{done}."
             return f"The checkpoint is too large for a copy of {room / 2**20:.0f} MiB."
 
-    def read_copy(self, folder):
-        """Take the copy in `folder` if it is of this run and further than the checkpoint here; return whether it was.
+    def is_of_same_run(self, copy):
+        """Whether a `Copy` is of this run, whatever versions made it."""
+        return {**copy.settings, "versions": None} == {**self.settings, "versions": None}
+
+    def take(self, copy):
+        """Go on from a `Copy` of this run, unless the checkpoint here is as far.
 
         Raises:
-            WrongSettings: the copy is damaged or not complete.
+            WrongSettings: other versions made it, whose steps may differ.
         """
-        if not (pathlib.Path(folder) / f"{COPY}.json").exists():
-            return False
+        if copy.settings != self.settings:
+            raise WrongSettings(
+                f"The copy was made by {copy.settings.get('versions')}, and here are {self.settings['versions']}."
+            )
+        if copy.epochs > self.epochs():
+            new = self.folder / "new"
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(parents=True)
+            for name, content in copy.files.items():
+                (new / name).write_bytes(content)
+            self._put_in_place(new)
+
+
+class Copy:
+    """What `Checkpoint.write_copy` has written to a folder: `settings` of the run, its `epochs`, and the `files`.
+
+    Raises:
+        WrongSettings: it is damaged or not complete.
+    """
+
+    def __init__(self, folder):
         try:
             with zipfile.ZipFile(io.BytesIO(transport.join(folder, COPY))) as archive:
-                saved = json.loads(archive.read("history.json"))
-                if saved["settings"] != self.settings or len(saved["history"]) <= self.epochs():
-                    return False
-                new = self.folder / "new"
-                shutil.rmtree(new, ignore_errors=True)
-                new.mkdir(parents=True)
-                archive.extractall(new, ["history.json", "model.keras"])
+                self.files = {name: archive.read(name) for name in ("history.json", "model.keras")}
+            saved = json.loads(self.files["history.json"])
+            self.settings, self.epochs = saved["settings"] | {}, len(saved["history"])
         except (transport.Incomplete, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
             raise WrongSettings(f"The copy of a checkpoint in {folder} cannot be used: {error}") from error
-        self._put_in_place(new)
-        return True
+
+    @staticmethod
+    def is_in(folder):
+        return (pathlib.Path(folder) / f"{COPY}.json").exists()
 
 
 def _packed(model, digits, room):

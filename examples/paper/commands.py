@@ -20,7 +20,7 @@ OPTIONS = {
         "standard",
         "Crops and flips as usual for the data set, or images as they are.",
     ),
-    "epsilon": (click.FloatRange(0, 1, min_open=True, max_open=True), 1e-3, "ε of the batch normalisations."),
+    "epsilon": (click.FLOAT, 1e-3, "ε of the batch normalisations, above 0 and below 1."),
     "start": (click.Choice(["gradient", "weights"]), "gradient", "Of RDA's sums: MRDA's argument `start`."),
 }
 SEED = click.IntRange(0, 2**32 - 1)

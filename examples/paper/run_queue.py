@@ -4,12 +4,13 @@ import gc
 import itertools
 import os
 import pathlib
+import sys
 import threading
 import time
 import tomllib
 
 from examples.paper import commands, results, training
-from examples.paper.checkpoint import Checkpoint
+from examples.paper.checkpoint import Checkpoint, Copy
 from examples.paper.tables import TABLES, WrongSettings
 
 QUEUE = pathlib.Path(__file__).with_name("queue.toml")
@@ -96,6 +97,8 @@ def read_list(file=QUEUE):
     runs = []
     for number, entry in enumerate(entries, 1):
         try:
+            if not isinstance(entry, dict):
+                raise BadList(f"an entry is a table; received {entry!r}.")
             make = _step_times if "benchmark" in entry else _table_runs
             runs += make(dict(entry), defaults)
         except BadList as error:
@@ -154,8 +157,15 @@ def _one_of(name, values, known):
     return values
 
 
+def remove_checkpoints(done, checkpoints):
+    """Remove the checkpoints of runs that are done: a kill may have come before that."""
+    for run in done:
+        if isinstance(run, TableRun):
+            Checkpoint(checkpoints, run.settings).remove()
+
+
 class Queue:
-    """Runs what is on a list until it is empty or the time is over, the clock of `training.train` meanwhile.
+    """Runs what is on a list until it is empty or the time is over; passed to `training.train` as its `clock`.
 
     The first run in order that can end in the time that is left comes first. A run that cannot end, as its first epochs
     show, is put back if one of the others can; else it trains on, and its checkpoint is what remains.
@@ -176,7 +186,8 @@ class Queue:
         self.failed = []
         self.running = None
         self.seconds = {}  # of an epoch, by network
-        self._first_ended, self._epochs_seen, self._put_back = None, 0, False
+        self._counted_from, self._epochs_seen, self._put_back = None, 0, False
+        self._left_alone = None  # a copy of another queue that this one could not take
         self._ending, self._ended = threading.Lock(), False
 
     def left(self):
@@ -197,7 +208,8 @@ class Queue:
 
     def run(self):
         """Run the list; return the runs that failed."""
-        self._take_copy()
+        if Copy.is_in(self.output):
+            self._take_copy()
         watch = threading.Timer(max(0.0, self.left()) + GRACE, self._leave)
         watch.daemon = True
         watch.start()
@@ -228,13 +240,21 @@ class Queue:
     def _take_copy(self):
         """Go on from the copy of a checkpoint that an earlier queue has left in `output`."""
         try:
-            for run in self.waiting:
-                checkpoint = isinstance(run, TableRun) and Checkpoint(self.checkpoints, run.settings)
-                if checkpoint and checkpoint.read_copy(self.output):
-                    self.report(f"{run}: {checkpoint.epochs()} epochs are done, in the copy in {self.output}")
-                    return
+            copy = Copy(self.output)
         except WrongSettings as error:
             self.report(f"{error} Its run begins anew.")
+            return
+        for run, checkpoint in self._checkpoints(self.waiting):
+            if checkpoint.is_of_same_run(copy):
+                try:
+                    checkpoint.take(copy)
+                    self.report(f"{run}: {checkpoint.epochs()} epochs are done")
+                except WrongSettings as error:
+                    self._left_alone = copy
+                    self.report(f"{run} begins anew, and the copy stays while it is further: {error}")
+
+    def _checkpoints(self, runs):
+        return [(run, Checkpoint(self.checkpoints, run.settings)) for run in runs if isinstance(run, TableRun)]
 
     def _run_one(self, run):
         if isinstance(run, StepTime):
@@ -256,11 +276,11 @@ class Queue:
     def pauses(self, epochs_left):
         """Whether the run that trains stops after this epoch."""
         self._epochs_seen += 1
-        if self._epochs_seen == 1:  # it compiled as well
-            self._first_ended = time.monotonic()
+        if self._epochs_seen <= 2:  # the first compiled as well, and the second began by writing a checkpoint
+            self._counted_from = time.monotonic()
             return self.is_over()
         # A mean, because a checkpoint is not written after every epoch.
-        seconds = (time.monotonic() - self._first_ended) / (self._epochs_seen - 1)
+        seconds = (time.monotonic() - self._counted_from) / (self._epochs_seen - 2)
         self.seconds[self.running.network()] = seconds, self.running.images()
         self._put_back = epochs_left * seconds > self.left() and any(
             self.needs(run) <= self.left() for run in self.waiting if run is not self.running
@@ -269,11 +289,11 @@ class Queue:
 
     def _bring_home(self):
         """Say what remains, and copy the checkpoint in which the most epochs were spent."""
-        self.report(f"{len(self.waiting)} runs wait")
-        begun = [run for run in self.waiting if isinstance(run, TableRun)]
-        begun = [(Checkpoint(self.checkpoints, run.settings), run) for run in begun]
-        checkpoint, run = max(begun, key=lambda pair: pair[0].epochs(), default=(None, None))
-        if checkpoint is not None and checkpoint.epochs():
+        self.report(f"{len(self.waiting)} runs wait" + (f", {len(self.failed)} failed" if self.failed else ""))
+        begun = self._checkpoints([*self.waiting, *self.failed])
+        run, checkpoint = max(begun, key=lambda pair: pair[1].epochs(), default=(None, None))
+        kept = self._left_alone.epochs if self._left_alone else 0
+        if checkpoint is not None and checkpoint.epochs() > kept:
             self.report(f"{run}: {checkpoint.write_copy(self.output)}")
 
     def _leave(self):
@@ -281,8 +301,13 @@ class Queue:
         with self._ending:
             if self._ended:
                 return
+            status = 1 if self.failed else 0
             try:
                 self.report("The time is over in the middle of a call: what it did since the last checkpoint is lost.")
                 self._bring_home()
+            except Exception as error:
+                self.report(f"The checkpoint could not be copied: {error}")
+                status = 1
             finally:
-                os._exit(0)
+                sys.stdout.flush()
+                os._exit(status)

@@ -9,6 +9,7 @@ into RUN, tries it, and prints the command that starts the queue.
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -38,7 +39,9 @@ def split(stream, folder, name, size):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     index = folder / f"{name}.json"
-    earlier = {part["file"] for part in _index(index)["parts"]} if index.exists() else set()
+    earlier = set()
+    with contextlib.suppress(Incomplete):  # there is none, or a damaged one, which this replaces
+        earlier = {part["file"] for part in _index(index)["parts"]}
     whole, parts = hashlib.sha256(), []
     while content := stream.read(size):
         checksum = hashlib.sha256(content).hexdigest()

@@ -58,7 +58,8 @@ def build(model, graph, analysis, fold_batch_norm):
         if hasattr(made[key], "finalize_state"):  # preprocessing layers compute from their weights
             made[key].finalize_state()
     original = functional(model)
-    outputs = _named([tensors[tensor] for tensor in graph.outputs], original.output_names, made)
+    taken = {layer.name for layer in made.values()} | {tensor.name for tensor in model.inputs}
+    outputs = _named([tensors[tensor] for tensor in graph.outputs], original.output_names, taken)
     smaller = keras.Model(
         keras.tree.pack_sequence_as(original.input, inputs),
         keras.tree.pack_sequence_as(original.output, outputs),
@@ -67,9 +68,11 @@ def build(model, graph, analysis, fold_batch_norm):
     return smaller, made, tensors
 
 
-def _named(outputs, names, made):
-    """The outputs under the names that they had; only those of nested models lost theirs, to the layer inside."""
-    taken = {layer.name for layer in made.values()}
+def _named(outputs, names, taken):
+    """The outputs under the names that they had; only those of nested models lost theirs, to the layer inside.
+
+    `taken` are the names of the new model's layers and inputs: an output may be an input that is passed through.
+    """
     return [
         tensor if name in taken or names.count(name) > 1 else keras.layers.Identity(name=name)(tensor)
         for tensor, name in zip(outputs, names, strict=True)
@@ -146,7 +149,8 @@ def _is_equal(call, new):
     args, kwargs = call.fill(draw)
     new(*args, **kwargs)
     new.set_weights(call.layer.get_weights())
-    both = [keras.tree.flatten(layer(*args, **kwargs)) for layer in (call.layer, new)]
+    with keras.StatelessScope():  # a state that the user's layer keeps stays as it is
+        both = [keras.tree.flatten(layer(*args, **kwargs)) for layer in (call.layer, new)]
     arrays = ([keras.ops.convert_to_numpy(output) for output in outputs] for outputs in both)
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*arrays, strict=True))
 

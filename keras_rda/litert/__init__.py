@@ -1,8 +1,29 @@
 """Keras models as LiteRT (TFLite) files that were compared with Keras before they are put in place."""
 
-from keras_rda.litert.export import ExportError, export
+import importlib
+
+from keras_rda.litert import xnnpack
+from keras_rda.litert.exporting import ExportError, export
 from keras_rda.litert.latency import Latency, benchmark
 from keras_rda.litert.report import ExportReport
 from keras_rda.litert.verification import Check, predict, verify
 
-__all__ = ["Check", "ExportError", "ExportReport", "Latency", "benchmark", "export", "predict", "verify"]
+__all__ = [
+    "Check",
+    "ExportError",
+    "ExportReport",
+    "Latency",
+    "aarch64",
+    "benchmark",
+    "export",
+    "predict",
+    "verify",
+    "xnnpack",
+]
+
+
+def __getattr__(name):
+    # Imported when it is asked for: `python3 -m keras_rda.litert.aarch64` runs that module by itself.
+    if name == "aarch64":
+        return importlib.import_module(f"{__name__}.aarch64")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,6 +51,7 @@ def read(source):
         raise ValueError(
             f"{name} keeps weights outside the FlatBuffer (as models of more than 2 GB do): not supported."
         )
+    model.operatorCodes = model.operatorCodes or []  # a network may only pass its input through
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             tensor.shape = np.zeros(0, np.int32) if tensor.shape is None else tensor.shape

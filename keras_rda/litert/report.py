@@ -19,7 +19,7 @@ class Candidate:
 
     Attributes:
         name: Such as `"sparse"`, `"dense"` or `"compressed, sparse"` (channels removed first).
-        bytes: Its size.
+        bytes: Its size; 0 if it could not be made.
         checks: How it did in each runtime; empty if a smaller one had passed before.
         notes: What was changed besides.
     """

@@ -134,8 +134,8 @@ def operator_number(model, operator):
 
 def problem(model, schema, operator_names):
     """What is wrong with a `ModelT`, in words; empty if nothing is. `operator_names`: number → name."""
-    if not model.subgraphs or not model.buffers or not model.operatorCodes:
-        return "it has no subgraph, buffer or operator code"
+    if not model.subgraphs or not model.buffers:
+        return "it has no subgraph or buffer"
     for entry in model.metadata or []:
         if not 0 <= entry.buffer < len(model.buffers):
             return f"the buffer {entry.buffer} of its metadata does not exist"
@@ -220,7 +220,7 @@ def _operators(model, graph, operator_names):
         if indices is not None and any(not 0 <= index < len(tensors) for index in indices):
             return "an input or output of a subgraph does not exist"
     for operator in graph.operators or []:
-        if not 0 <= operator.opcodeIndex < len(model.operatorCodes):
+        if not 0 <= operator.opcodeIndex < len(model.operatorCodes or []):
             return f"an operator's code {operator.opcodeIndex} does not exist"
         inputs, outputs = (
             [] if indices is None else [int(index) for index in indices]

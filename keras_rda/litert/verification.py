@@ -20,6 +20,7 @@ RELATIVE_TOLERANCE = 1e-4
 QUANTIZED_TOLERANCE = {"float16": 0.1, "dynamic": 0.25, "int8": 0.25}
 MACHINES = ("aarch64",)
 _BATCH = 2
+_CALLS = 3  # of a model that keeps a state from one to the next
 _QUANTIZED_BATCH = 16  # rounding differs from input to input
 
 
@@ -69,6 +70,11 @@ def predict(path: Path, inputs: np.ndarray | dict[str, np.ndarray], delegates: b
         ValueError: the file is not a LiteRT file, or the inputs' names or shapes are not those of the file.
         RuntimeError: the runtime refuses the file.
     """
+    return _predict(path, inputs, delegates, calls=1)
+
+
+def _predict(path, inputs, delegates, calls):
+    """`predict`, so many times in a row; the outputs of the calls one after the other."""
     runs = interpreter(path, delegates)
     signatures = list(runs.get_signature_list())
     if not signatures:
@@ -88,7 +94,14 @@ def predict(path: Path, inputs: np.ndarray | dict[str, np.ndarray], delegates: b
             raise ValueError(
                 f"The input '{name}' of {str(path)!r} has the shape {shape} (-1: any); received {array.shape}."
             )
-    return runner(**arrays)
+    return _in_a_row([runner(**arrays) for _ in range(calls)])
+
+
+def _in_a_row(results):
+    """Dicts of output name → array of several calls, as one; the arrays of a single call as they are."""
+    if len(results) == 1:
+        return results[0]
+    return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
 
 
 def interpreter(path, delegates=True):
@@ -111,9 +124,12 @@ class Reference:
             random ones.
         quantized: Whether for quantised files, which are compared on more inputs.
 
+    The variables of the model stay as they are, also those in which it keeps a state; such a model is called several
+    times.
+
     Attributes:
         inputs: Array, or dict of input name → array if there are several.
-        outputs: Dict of output name → array.
+        outputs: Dict of output name → array; of several calls, one after the other.
     """
 
     def __init__(self, model, samples=None, quantized=False):
@@ -128,10 +144,19 @@ class Reference:
         else:
             inputs = feeds.random(model, size)
         structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        outputs = model(keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure), training=False)
-        if not isinstance(outputs, dict):
-            outputs = {f"output_{i}": output for i, output in enumerate(keras.tree.flatten(outputs))}
-        self.outputs = {name: keras.ops.convert_to_numpy(output) for name, output in outputs.items()}
+        given = keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure)
+
+        def call():
+            outputs = model(given, training=False)
+            if not isinstance(outputs, dict):
+                outputs = {f"output_{i}": output for i, output in enumerate(keras.tree.flatten(outputs))}
+            return {name: keras.ops.convert_to_numpy(output) for name, output in outputs.items()}
+
+        with keras.StatelessScope() as scope:  # what the model assigns to its variables stays in here
+            results = [call()]
+            self._calls = _CALLS if scope.state_mapping else 1
+            results += [call() for _ in range(1, self._calls)]
+        self.outputs = _in_a_row(results)
         # A model that was cloned or loaded may have renamed its only input.
         self.inputs = inputs if len(inputs) > 1 else inputs[names[0]]
         self._few = slice(None) if model.inputs[0].shape[0] else slice(_BATCH)
@@ -144,14 +169,18 @@ class Reference:
         """What float32 rounding may change: dict of output name → largest absolute difference."""
         return {name: RELATIVE_TOLERANCE * magnitude(output) for name, output in self.outputs.items()}
 
+    def run(self, path, delegates=True):
+        """What the file at `path` makes of the inputs; errors as for `predict`."""
+        return _predict(path, self.inputs, delegates, self._calls)
+
     def check(self, path, tolerances):
         """Run the file on this machine with the default delegate and without; return the `Check`s."""
         checks = []
         for runtime, delegates in (("default delegate", True), ("no delegates", False)):
             try:
-                received = predict(path, self.inputs, delegates)
+                received = self.run(path, delegates)
             except RuntimeError as error:
-                checks.append(Check(runtime, None, None, one_line(error)))
+                checks.append(failed(runtime, error))
             else:
                 checks.append(compare(self.outputs, received, tolerances, runtime))
         return checks
@@ -167,7 +196,8 @@ class Reference:
         check_machine(machine)
         several = isinstance(self.inputs, dict)
         inputs = {k: v[self._few] for k, v in self.inputs.items()} if several else self.inputs[self._few]
-        outputs = {name: output[self._few] for name, output in self.outputs.items()}
+        # Of several calls the first.
+        outputs = {name: output[: len(output) // self._calls][self._few] for name, output in self.outputs.items()}
         results = []
         for run in aarch64.run([(path, inputs) for path in paths], repeats):
             failed = Check(machine, None, None, run.error or "")
@@ -181,7 +211,7 @@ class Reference:
         as good.
         """
         found = []
-        for name, received in predict(path, self.inputs).items():
+        for name, received in self.run(path).items():
             ours = np.asarray(self.outputs[name], "float64")
             channels = ours.shape[-1] if ours.ndim > 1 else 1
             ours, theirs = ours.reshape(-1, channels), np.asarray(received, "float64").reshape(-1, channels)
@@ -190,6 +220,11 @@ class Reference:
             if lost.any() and len(ours) >= 8:  # the variance of fewer says little
                 found.append((name, int(lost.sum()), channels))
         return found
+
+
+def failed(runtime, error):
+    """The `Check` of a file that did not come so far as to be compared."""
+    return Check(runtime, None, None, one_line(error))
 
 
 def compare(expected, received, tolerances, runtime=""):
@@ -230,7 +265,9 @@ def verify(
     """Compare a LiteRT file with the Keras model it came from.
 
     One of float32 is accepted up to float32 rounding; one of float16 up to 10 % of each output's largest magnitude, one
-    of int8 up to 25 % and a step of the output, and if the outputs vary as Keras' do.
+    of int8 up to 25 % and a step of the output, and if the outputs vary as Keras' do. A model that keeps a state (LSTM
+    with `stateful=True`) is called several times, from the state that it has; a file begins at the one that the model
+    had when it was exported.
 
     Args:
         model: The Keras model.

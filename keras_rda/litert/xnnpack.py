@@ -92,7 +92,8 @@ class Node:
     """An operator as XNNPACK sees it: with the padding before it fused, and constants unpacked.
 
     Attributes:
-        operator: The `OperatorT`; `kind`: its name in the schema; `name`: of its first output, `output`.
+        operator: The `OperatorT`; `kind`: its name in the schema; `name`: of its first output, `output`; None and
+            empty if it has none.
         inputs: Tensors that are computed, the padding's instead of the padded.
         constants: Input position → tensor that holds the constant.
         padding: (top, bottom, left, right) of a convolution; `is_late`: XNNPACK finds it while running only, because it
@@ -102,7 +103,8 @@ class Node:
     """
 
     def __init__(self, operator, kind, name):
-        self.operator, self.kind, self.name, self.output = operator, kind, name, operator.outputs[0]
+        self.operator, self.kind, self.name = operator, kind, name
+        self.output = operator.outputs[0] if len(operator.outputs) else None  # an operator may only assign a state
         self.inputs, self.constants, self.padding, self.is_late = [], {}, (0, 0, 0, 0), False
         self.role, self.why, self.leader, self.engaged = 0, _UNKNOWN, self, False
         self.parameters = self.zeros = 0
@@ -197,8 +199,8 @@ class Graph:
                 if is_float and (kind == "DENSIFY" or inputs[0] in self._sparse):
                     self._sparse.add(operator.outputs[0])
                 continue
-            name = (self.tensors[operator.outputs[0]].name or b"").decode(errors="replace").split(";")[0]
-            node = Node(operator, kind, name)
+            names = [(self.tensors[index].name or b"").decode(errors="replace") for index in operator.outputs]
+            node = Node(operator, kind, names[0].split(";")[0] if names else "")
             node.constants = {i: self._stored[t] for i, t in enumerate(operator.inputs) if t in self._stored}
             node.inputs = [index for index in inputs if index not in self._stored]
             delegated = kind in _DELEGATED

@@ -40,8 +40,8 @@ class MRDA(DualAveraging):
         center: `"zero"` or `"initial"`, the prox centre of the penalised kernels.
         exponent: α in `β_t = γ·t^α`, between 0 and 1. Defaults to 0.5, the optimal rate of Theorem 3.1.
         start: `"gradient"`, the paper's: the sum of a penalised kernel starts at zero; or `"weights"`: it starts at
-            `−w_1`, so that without a gradient the first step would end at `w_1`. With `center="initial"`, where that is
-            so already, both are the same.
+            `−w_1`, so that without gradient and penalty the first step would end at `w_1`. With `center="initial"`,
+            where that is so already, both are the same.
         **kwargs: Arguments of `keras.optimizers.Optimizer`; see `PenalizedOptimizer` for those with a meaning of
             their own here.
 

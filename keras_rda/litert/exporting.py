@@ -32,8 +32,8 @@ class _File:
     """A candidate with its content."""
 
     candidate: Candidate
-    path: pathlib.Path
-    tensors: list
+    path: pathlib.Path | None = None  # None: it could not be made
+    tensors: list = dataclasses.field(default_factory=list)
 
 
 def export(
@@ -109,8 +109,10 @@ def export(
         tolerances = _tolerances(reference, dense, quantize)
         tried = []
         for file in sorted(files.values(), key=lambda file: file.candidate.bytes):
-            checks, ratio = _check(reference, file, dense, tolerances, machine)
-            file.candidate = dataclasses.replace(file.candidate, checks=tuple(checks))
+            ratio = None
+            if file.path is not None:
+                checks, ratio = _check(reference, file, dense, tolerances, machine)
+                file.candidate = dataclasses.replace(file.candidate, checks=tuple(checks))
             tried.append(file.candidate.result)
             if file.candidate.passed:
                 break
@@ -149,7 +151,10 @@ def export(
 
 
 def _candidates(model, quantize, samples, directory):
-    """Every way to write the model: dict of name → `_File`, with `"dense"` among them."""
+    """Every way to write the model: dict of name → `_File`, with `"dense"` among them.
+
+    What fails on the way to one of them is its result; only without the dense file there is none to measure others by.
+    """
     files, contents = {}, set()
     for prefix, source in (("", model), ("compressed, ", _compressed(model))):
         if source is None:
@@ -157,6 +162,9 @@ def _candidates(model, quantize, samples, directory):
         try:
             dense = convert.convert(source, quantize, samples)
         except Exception as error:
+            if prefix:
+                files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
+                continue
             raise ExportError(
                 f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
                 f"{_cause(error)}"
@@ -164,21 +172,30 @@ def _candidates(model, quantize, samples, directory):
         graph = flatbuffer.read(dense)
         work = weights.multiply_adds(graph)
         # The strategies differ only where weights are quantised.
+        tensors = []
         for strategy in encode.STRATEGIES if quantize else encode.STRATEGIES[:1]:
-            sparse, tensors = encode.encode(graph, strategy)
-            tensors = weights.in_order(tensors, work)
-            notes = repair.repair_tails(sparse)
-            if quantize:
-                verification.mark(sparse, quantize)
-            content = flatbuffer.pack(sparse)
+            name = prefix + ("sparse" if strategy == encode.STRATEGIES[0] else f"sparse, {strategy}")
+            try:
+                sparse, tensors = encode.encode(graph, strategy)
+                tensors = weights.in_order(tensors, work)
+                notes = repair.repair_tails(sparse)
+                if quantize:
+                    verification.mark(sparse, quantize)
+                content = flatbuffer.pack(sparse)
+            except Exception as error:
+                files[name] = _failed(name, "the encoding", error)
+                continue
             if content in contents or all(tensor.encoding == "dense" for tensor in tensors):
                 continue
             contents.add(content)
-            name = prefix + ("sparse" if strategy == encode.STRATEGIES[0] else f"sparse, {strategy}")
             files[name] = _write(directory, name, content, tensors, notes)
         everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
         files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, everything_dense, [])
     return files
+
+
+def _failed(name, what, error):
+    return _File(Candidate(name, 0, (verification.failed(what, error),)))
 
 
 def _write(directory, name, content, tensors, notes):
@@ -208,8 +225,8 @@ def _tolerances(reference, dense, quantize):
     if quantize:
         steps = verification.output_steps(flatbuffer.read(dense.path))
         try:
-            plain = verification.predict(dense.path, reference.inputs, delegates=False)
-        except RuntimeError:
+            plain = reference.run(dense.path, delegates=False)
+        except Exception:  # whatever the runtime makes of it, `_check` says so
             plain = {}
         for name, expected in reference.outputs.items():
             rounding = np.max(np.abs(plain[name].astype("float64") - expected), initial=0) if name in plain else np.inf
@@ -220,7 +237,10 @@ def _tolerances(reference, dense, quantize):
 
 def _check(reference, file, dense, tolerances, machine):
     """The file's checks, and on the machine the time of the dense file over its own."""
-    checks, ratio = reference.check(file.path, tolerances), None
+    try:
+        checks, ratio = reference.check(file.path, tolerances), None
+    except Exception as error:  # its result, not the export's: another candidate may do
+        return [verification.failed("this machine", error)], None
     if machine is not None and all(check.passed for check in checks):
         paths = [file.path] if file is dense else [file.path, dense.path]
         (check, seconds), *others = reference.check_on(machine, paths, tolerances, repeats=5)
@@ -232,7 +252,8 @@ def _check(reference, file, dense, tolerances, machine):
 
 def _latency(files, written):
     """Of the dense file, the sparse one, the compressed ones and the one that is written, as far as they run."""
-    timed = {name: files[name].path for name in ("dense", "sparse", "compressed, dense") if name in files}
+    made = {name: file.path for name, file in files.items() if file.path is not None}
+    timed = {name: made[name] for name in ("dense", "sparse", "compressed, dense") if name in made}
     timed[written.candidate.name] = written.path
     for name in [name for name, path in timed.items() if path != written.path]:
         try:
