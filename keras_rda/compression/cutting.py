@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_rda.compression.analysis import Channels, Reader
-from keras_rda.compression.layout import activation_function, channel_axis, mixing, single, wall, zero_stays
+from keras_rda.compression.layout import activation_function, channel_axis, mixing, prelu, single, wall, zero_stays
 
 layers = keras.layers
 
@@ -36,8 +36,11 @@ class Rule:
         if _is_rewritten(layer):
             return wall(analysis, call, f"'{call.name}' is quantised or has LoRA weights")
         axis = self.axis(layer, call, of_output=True)
+        rank = len(call.outputs[0].shape)
+        if not _is_activation_cut(layer, last=axis == rank - 1):
+            return wall(analysis, call, f"the activation of '{call.name}' has weights that are not cut with it")
         outputs, constant = self.outputs(analysis, layer, channels)
-        function = activation_function(layer)
+        function = activation_function(layer, rank)
         first = analysis.uses.setdefault(id(layer), Use(layer, self, channels, Channels(axis, outputs, constant)))
         if first.inputs is not channels:
             analysis.tie(first.inputs.ids, channels.ids)
@@ -334,10 +337,7 @@ class PerChannel(Rule):
 
     def outputs(self, analysis, layer, channels):
         if isinstance(layer, layers.PReLU):
-            alpha = _values(layer.alpha).astype("float64")
-            slopes = np.broadcast_to(alpha, (*alpha.shape[:-1], len(channels))).reshape(-1, len(channels))
-            uniform = np.where((slopes == slopes[0]).all(axis=0), slopes[0], np.nan)
-            return channels.ids, np.where(channels.constant >= 0, channels.constant, uniform * channels.constant)
+            return channels.ids, prelu(layer, channels.constant)
         scale, offset = normalization(layer)
         value = np.where(scale == 0, 0, channels.constant * scale) + offset
         return _split(analysis, channels.ids, scale == 0), np.where(np.isfinite(value), value, np.nan)
@@ -447,6 +447,14 @@ def _cut_bias(use, cut, folded=0):
     """The bias of the outputs that are kept, with what the channels that go contributed."""
     bias = _bias(use.layer, len(use.outputs)) + folded
     return np.where(cut.need_outputs, bias, 0)[cut.keep_outputs]
+
+
+def _is_activation_cut(layer, last):
+    """Whether a layer's own activation shrinks with it: one without weights, or a PReLU on the `last` axis."""
+    activation = getattr(layer, "activation", None)
+    if isinstance(activation, layers.PReLU):
+        return activation.built and last
+    return not (isinstance(activation, layers.Layer) and activation.weights)
 
 
 def _is_rewritten(layer):

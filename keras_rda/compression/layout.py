@@ -73,11 +73,58 @@ def of_known(function, constant):
     return np.where(known & np.isfinite(result), result, np.nan)
 
 
-def activation_function(layer):
-    """How a layer's own activation maps constants; None if it may mix channels."""
+def is_elementwise(activation, rank):
+    """Whether an activation of tensors of this rank acts on each element alone, and on all in the same way.
+
+    Of a function or layer that is not Keras' own it is found out by trying. A layer with weights does not count: they
+    may belong to channels.
+    """
+    if activation in ELEMENTWISE:
+        return True
+    if isinstance(activation, keras.layers.Layer) and activation.weights:
+        return False
+    random = np.random.default_rng(0)
+    x = random.choice([0.0, 1e-3, 1.0, 40.0], (2,) * (rank - 1) + (7,)) * random.normal(size=(2,) * (rank - 1) + (7,))
+    order, changed = random.permutation(x.size), random.random(x.shape) > 0.5
+
+    def apply(array):
+        with keras.StatelessScope():  # the user's own function may keep a state
+            return keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(array.astype("float32"))))
+
+    try:
+        y = apply(x)
+        others = (
+            (apply(x.ravel()[order].reshape(x.shape)), y.ravel()[order].reshape(y.shape)),
+            (np.where(changed, 0, apply(np.where(changed, x + 3, x))), np.where(changed, 0, y)),
+            (apply(x[..., 2:3]), y[..., 2:3]),
+        )
+        # Rounded otherwise where processors take several elements at once.
+        return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in others)
+    except Exception:  # whatever a function of the user's own raises
+        return False
+
+
+def activation_function(layer, rank):
+    """How a layer's own activation maps the constants of its channels; None if it may mix channels.
+
+    `rank` is that of the layer's outputs, whose last axis is the channels'.
+    """
     activation = getattr(layer, "activation", None)
     if activation is None:
         return lambda constant: constant
-    if activation in ELEMENTWISE:
-        return lambda constant: of_known(activation, constant)
+    if isinstance(activation, keras.layers.PReLU):
+        return lambda constant: prelu(activation, constant)
+    if is_elementwise(activation, rank):
+        shape = (1,) * (rank - 1) + (-1,)
+        return lambda constant: of_known(
+            lambda values: keras.ops.reshape(activation(keras.ops.reshape(values, shape)), (-1,)), constant
+        )
     return None
+
+
+def prelu(layer, constant):
+    """How a PReLU maps the constants of the channels on its last axis; unknown where its slopes differ over space."""
+    slopes = keras.ops.convert_to_numpy(layer.alpha).astype("float64")
+    slopes = np.broadcast_to(slopes, (*slopes.shape[:-1], len(constant))).reshape(-1, len(constant))
+    uniform = np.where((slopes == slopes[0]).all(axis=0), slopes[0], np.nan)
+    return np.where(constant >= 0, constant, uniform * constant)

@@ -8,7 +8,7 @@ import numpy as np
 
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
-from keras_rda.compression.layout import ELEMENTWISE, channel_axis, mixing, of_known, single, wall, zero_stays
+from keras_rda.compression.layout import channel_axis, is_elementwise, mixing, of_known, single, wall, zero_stays
 
 layers = keras.layers
 
@@ -76,7 +76,7 @@ def identity(analysis, call):
 
 
 def activation_layer(analysis, call):
-    if call.layer.activation in ELEMENTWISE:
+    if is_elementwise(call.layer.activation, len(call.inputs[0].shape)):
         return elementwise(analysis, call)
     if call.layer.activation in (keras.activations.softmax, keras.activations.log_softmax):
         return _softmax_like(analysis, call, -1)

@@ -51,6 +51,7 @@ def build(model, graph, analysis, fold_batch_norm):
             made[key], values[key] = _remake(call, analysis, folds.get(key, ()))
         args, kwargs = call.fill(tensors.__getitem__)
         outputs = made[key](*args, **kwargs)
+        _build_activation(call.layer, made[key], keras.tree.flatten(outputs)[0].shape)
         tensors.update(zip(call.outputs, keras.tree.flatten(outputs), strict=True))
     for key, arrays in values.items():
         if arrays:
@@ -66,6 +67,14 @@ def build(model, graph, analysis, fold_batch_norm):
         name=model.name,
     )
     return smaller, made, tensors
+
+
+def _build_activation(layer, new, shape):
+    """Create the weights of an activation that is a layer, which Keras does when data first pass through it."""
+    activation = getattr(layer, "activation", None)
+    if isinstance(activation, keras.layers.Layer) and activation.built and not new.activation.built:
+        built = activation.get_build_config()["input_shape"]
+        new.activation.build((*built[:-1], shape[-1]))
 
 
 def _named(outputs, names, taken):
@@ -110,7 +119,11 @@ def _remake(call, analysis, folds):
         config["use_bias"] = cut.use_bias = True
     new = type(layer).from_config(config)
     for key in (*initializers, *kept):
-        setattr(new, key, getattr(layer, key))
+        value = getattr(layer, key)
+        if isinstance(value, keras.layers.Layer):  # an activation, which is not shared
+            arrays += [array[..., cut.keep_outputs] if array.shape[-1] > 1 else array for array in value.get_weights()]
+            value = type(value).from_config(value.get_config())
+        setattr(new, key, value)
     return new, arrays
 
 
