@@ -68,7 +68,12 @@ def axes_of(model):
         for variable in layer._trainable_variables:
             if is_kernel(variable):
                 axes = _axes_in(layer, variable) or guess_axes(variable.path, variable.shape)
-                found[variable.path] = axes or {"inputs": None, "outputs": None}
+                axes = axes or {"inputs": None, "outputs": None}
+                if found.setdefault(variable.path, axes) != axes:
+                    raise ValueError(
+                        f"Two kernels of the model {model.name!r} have the path {variable.path!r} and are laid out "
+                        "differently: give their layers, or the models around them, different names."
+                    )
     return found
 
 

@@ -5,7 +5,7 @@ import pathlib
 import keras
 import numpy as np
 
-from keras_rda import output
+from keras_rda import _keras, output
 from keras_rda.optimizers.base import inner_optimizer
 from keras_rda.types import Path
 
@@ -53,10 +53,15 @@ class Backup(keras.callbacks.Callback):
         if not self.model.optimizer.built:
             self.model.optimizer.build(self.model.trainable_variables)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._begin_at = 0
         if self.path.exists():
-            self.model._initial_epoch = self._restore()  # as Keras' own callback tells fit where to start
+            self._begin_at = self.model._initial_epoch = self._restore()  # as Keras' own callback tells fit
 
     def on_epoch_begin(self, epoch, logs=None):
+        if epoch < self._begin_at:
+            raise _keras.incompatible(
+                f"fit began at epoch {epoch} and not at {self._begin_at}, which model._initial_epoch asked for"
+            )
         self.model._initial_epoch = None  # `fit` has read it; the next, if this is interrupted, has its own
 
     def on_epoch_end(self, epoch, logs=None):

@@ -9,6 +9,8 @@ import inspect
 
 import keras
 
+from keras_rda import _keras
+
 
 @dataclasses.dataclass(eq=False)
 class Tensor:
@@ -65,7 +67,11 @@ class Graph:
 def functional(model):
     """The model that holds `model`'s graph; None if it has none: a subclassed model, or one that overrides `call`."""
     if isinstance(model, keras.Sequential):
-        model = getattr(model, "_functional", None)
+        if not hasattr(model, "_functional"):
+            raise _keras.incompatible("a Sequential model has no _functional")
+        model = model._functional
+    if type(model).__name__ == "Functional" and not hasattr(model, "_nodes_by_depth"):
+        raise _keras.incompatible("a functional model has no _nodes_by_depth")
     if not hasattr(model, "_nodes_by_depth") or not type(model).call.__module__.startswith("keras."):
         return None
     return model

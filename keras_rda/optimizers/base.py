@@ -1,5 +1,6 @@
 """What the optimizers share: which variables are penalised, how updates are counted, what is saved."""
 
+import collections
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rda import kernels
+from keras_rda import _keras, kernels
 from keras_rda.optimizers.state import CheckedState
 from keras_rda.penalties import Penalty, is_float32
 from keras_rda.types import Rate
@@ -44,6 +45,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             `use_ema`, `ema_momentum`, `loss_scale_factor`, `gradient_accumulation_steps`, `name`.
 
     Raises:
+        RuntimeError: Keras' own optimizer no longer calls what this one overrides; the message names Keras' version.
         ValueError: an argument is out of its range; the message gives the range.
     """
 
@@ -54,6 +56,7 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
     starts_from_weights = True  # whether `step` uses its argument `weights` after the first step
 
     def __init__(self, learning_rate: Rate, penalty: Penalty | None, **kwargs: Any) -> None:
+        _keras.check_optimizer()
         name = type(self).__name__
         if isinstance(learning_rate, numbers.Real):
             if isinstance(learning_rate, int) or not (is_float32(learning_rate) and np.float32(learning_rate) > 0):
@@ -108,7 +111,8 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
 
         Args:
             var_list: Variables of the model.
-            var_names: Strings; a variable with one of them in its path (`"dense_1/kernel"`) is excluded.
+            var_names: Whole names in paths of variables, such as `"dense_1"` or `"dense_1/kernel"`: `"dense"` does not
+                exclude `"dense_1/kernel"`.
 
         Raises:
             ValueError: the optimizer is built already. A name that matches nothing raises when it is built.
@@ -132,20 +136,29 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
 
     def _excluded(self, variables, paths):
         """The positions of the variables that `exclude_from_penalty` named, here or before the optimizer was saved."""
-        matches = {name: {i for i, path in enumerate(paths) if name in path} for name in self._excluded_names}
+        matches = [
+            (name, {i for i, path in enumerate(paths) if kernels.longest_part(path, [name])})
+            for name in self._excluded_names
+        ]
         for key, path in zip(self._excluded_ids, self._excluded_paths, strict=True):
-            matches[path] = {i for i, variable in enumerate(variables) if id(variable) == key}
+            matches.append((path, {i for i, variable in enumerate(variables) if id(variable) == key}))
         if self._saved_exclusions.get("variables") == len(variables):
             # Names of variables may change when a model is loaded, positions do not.
-            matches["as saved"] = set(self._saved_exclusions["penalty"])
-            return set().union(*matches.values())
-        for path in self._saved_exclusions.get("paths", ()):
-            matches[path] = {i for i, other in enumerate(paths) if f"/{path}".endswith(f"/{other}")}
-        if unmatched := sorted(name for name, positions in matches.items() if not positions):
+            return set(self._saved_exclusions["penalty"]).union(*(positions for _, positions in matches))
+        for path, number in collections.Counter(self._saved_exclusions.get("paths", ())).items():
+            same = {i for i, other in enumerate(paths) if f"/{path}".endswith(f"/{other}")}
+            if len(same) > number:
+                raise ValueError(
+                    f"The exclusions of this {type(self).__name__} were saved before it was built: {number} variables "
+                    f"of the path {path!r}, which {len(same)} have. Create the optimizer anew and call "
+                    "exclude_from_penalty() with the variables."
+                )
+            matches.append((path, same))
+        if unmatched := sorted(name for name, positions in matches if not positions):
             raise ValueError(
                 f"exclude_from_penalty() was given {unmatched}, which match none of the trainable variables {paths}."
             )
-        return set().union(*matches.values())
+        return set().union(*(positions for _, positions in matches))
 
     def build(self, variables):
         """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
