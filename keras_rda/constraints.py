@@ -1,6 +1,7 @@
 """Keeping zeros while any Keras optimizer fine-tunes the other weights."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_rda.kernels import is_kernel
@@ -20,6 +21,10 @@ class ZeroPattern(keras.constraints.Constraint):
         w = ops.convert_to_tensor(w)
         return ops.where(self._survives, w, ops.zeros_like(w))
 
+    def revived(self, array):
+        """How many entries of `array`, the variable's value, should be zero and are not."""
+        return int(np.count_nonzero(array[~keras.ops.convert_to_numpy(self._survives)]))
+
 
 def freeze_zeros(model: keras.Model) -> None:
     """Keep the zeros of a model's kernels, whatever optimizer trains it from here.
@@ -27,6 +32,9 @@ def freeze_zeros(model: keras.Model) -> None:
     It sets the `constraint` of the model's trainable kernels (rank ≥ 2, no embedding tables, biases or normalisation
     weights), which Keras applies after each update; one byte a weight. Constraints set this way are not part of a saved
     model: after loading, call it again.
+
+    A train step of your own (`tf.function`, `jax.jit`) takes the constraints in when it is traced: make it after this
+    call, or anew. If zeros have come back, `sparsity`, `summary`, `SparsityLogger` and `export` warn.
 
     Args:
         model: A built Keras model, compiled before or afterwards.

@@ -3,7 +3,28 @@
 import keras
 import numpy as np
 
-_NOT_KERNELS = frozenset({"bias", "gamma", "beta", "scale", "alpha"})
+# Words in names of weights of rank ≥ 2 that are no kernels: biases of GRU and attention, normalisation over several
+# axes, PReLU's slopes; tables, tokens and positions, as transformers of Keras, KerasHub and others name them.
+_NOT_KERNELS = frozenset(
+    (
+        *(
+            "bias",
+            "gamma",
+            "beta",
+            "scale",
+            "alpha",
+            "embedding",
+            "embeddings",
+            "embed",
+            "pos",
+            "position",
+            "positions",
+        ),
+        *("positional", "token", "tokens", "cls", "table", "latents"),
+    )
+)
+# Of keras.layers.STFTSpectrogram, whose Fourier transform they are.
+_TRANSFORMS = frozenset({"real_kernel", "imag_kernel"})
 
 
 def variable_path(variable):
@@ -19,11 +40,15 @@ def longest_part(path, parts):
 def is_kernel(variable):
     """Whether `variable` is penalised unless excluded: rank ≥ 2, no embedding table, bias or normalisation weight.
 
-    A variable does not know its layer, so this goes by its name: not with "embedding" in it, nor one of `bias`,
-    `gamma`, `beta`, `scale` (rank-2 biases of GRU and attention, normalisation over several axes) and `alpha` (PReLU).
+    A variable does not know its layer, so this goes by its name: what is called a kernel is one, but for those of
+    spectrograms; of the rest, what has none of the words in its name that tables, tokens, biases and the like have, and
+    is not broadcast over a batch (its first dimension is not 1).
     """
     name = variable_path(variable).split("/")[-1]
-    return len(variable.shape) >= 2 and name not in _NOT_KERNELS and "embedding" not in name
+    if len(variable.shape) < 2 or name in _TRANSFORMS:
+        return False
+    words = name.split("_")
+    return "kernel" in words or (_NOT_KERNELS.isdisjoint(words) and "embedding" not in name and variable.shape[0] != 1)
 
 
 def check_finite(model):

@@ -1,6 +1,7 @@
 """How sparse a model is: σ of eq. (30), as one number and variable by variable."""
 
 import dataclasses
+import warnings
 
 import keras
 import numpy as np
@@ -8,11 +9,16 @@ from rich.table import Table
 
 from keras_rda import output
 from keras_rda.kernels import is_kernel
+from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
 class VariableSparsity:
-    """The zeros of one variable: `size` entries, `zeros` of them exactly zero, `bytes` in memory (dense)."""
+    """The zeros of one variable: `size` entries, `zeros` of them exactly zero, `bytes` in memory (dense).
+
+    `kernel` tells whether it is penalised by default, `penalised` whether it is by the optimizer that the model is
+    compiled with (None: it is not compiled with one that has a penalty).
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -20,6 +26,7 @@ class VariableSparsity:
     zeros: int
     bytes: int
     kernel: bool
+    penalised: bool | None = None
 
     @property
     def sparsity(self):
@@ -46,37 +53,56 @@ class SparsitySummary:
         return sum(row.zeros for row in rows) / size
 
     def __str__(self):
-        table = Table("variable", "shape")
+        table = Table("variable", "shape", "penalised")
         for name in ("zeros", "σ", "bytes"):
             table.add_column(name, justify="right")
         for row in self.rows:
             shape = " × ".join(map(str, row.shape)) or "scalar"
-            table.add_row(row.path, shape, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}")
+            penalised = {True: "yes", False: "no", None: "by default" if row.kernel else "no"}[row.penalised]
+            table.add_row(row.path, shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}")
         table.add_section()
         zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
-        table.add_row("all", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
+        table.add_row("all", "", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
         return output.text(table, width=120)
 
 
 def summary(model: keras.Model) -> SparsitySummary:
-    """Count the zeros of every trainable variable.
+    """Count the zeros of every trainable variable, and say which are penalised.
 
     Args:
         model: A built Keras model.
 
     Returns:
         A `SparsitySummary`; `print` shows a table.
+
+    Raises:
+        ValueError: the optimizer that the model is compiled with cannot be built for it, such as for an exclusion that
+            matches nothing.
     """
-    return summarize(model.trainable_variables)
+    found, optimizer = summarize(model.trainable_variables), inner_optimizer(model)
+    if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
+        return found
+    penalties = optimizer.penalties_of(model.trainable_variables)
+    rows = zip(found.rows, penalties, strict=True)
+    return SparsitySummary(tuple(dataclasses.replace(row, penalised=own is not None) for row, own in rows))
 
 
 def summarize(variables):
-    """Return the zeros of `variables` as a `SparsitySummary`."""
-    rows = []
+    """Return the zeros of `variables` as a `SparsitySummary`, and warn of frozen ones that are gone."""
+    rows, revived = [], {}
     for variable in variables:
         array = keras.ops.convert_to_numpy(variable)
+        if hasattr(getattr(variable, "constraint", None), "revived") and (number := variable.constraint.revived(array)):
+            revived[variable.path] = number
         zeros = array.size - int(np.count_nonzero(array))
         rows.append(VariableSparsity(variable.path, array.shape, array.size, zeros, array.nbytes, is_kernel(variable)))
+    if revived:
+        warnings.warn(
+            f"Zeros that freeze_zeros() froze have come back: {revived}. A train step that was traced before it "
+            "(tf.function, jax.jit) does not see the constraints: make the function anew after freeze_zeros(). (If the "
+            "weights were set on purpose, call freeze_zeros() again.)",
+            stacklevel=2,
+        )
     return SparsitySummary(tuple(rows))
 
 
@@ -94,4 +120,4 @@ def sparsity(model: keras.Model, kernels_only: bool = False) -> float:
     Raises:
         ValueError: the model has no such weights.
     """
-    return summary(model).sparsity(kernels_only)
+    return summarize(model.trainable_variables).sparsity(kernels_only)

@@ -160,19 +160,26 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             )
         return set().union(*(positions for _, positions in matches))
 
+    def penalties_of(self, variables):
+        """The penalty of each of `variables`, or None, as the optimizer has or would have them once it is built."""
+        if self.built:
+            own = dict(zip(map(id, self._trainable_variables), self._penalties, strict=True))
+            return [own.get(id(variable)) for variable in variables]
+        excluded = self._excluded(variables, [kernels.variable_path(variable) for variable in variables])
+        return [
+            self.penalty.for_variable(variable)
+            if self.penalty is not None and kernels.is_kernel(variable) and i not in excluded
+            else None
+            for i, variable in enumerate(variables)
+        ]
+
     def build(self, variables):
         """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
         if self.built:
             return
         paths = [kernels.variable_path(variable) for variable in variables]
         # Before anything is built, because these raise.
-        excluded = self._excluded(variables, paths)
-        own_penalties = [
-            self.penalty.for_variable(variable)
-            if self.penalty is not None and kernels.is_kernel(variable) and i not in excluded
-            else None
-            for i, variable in enumerate(variables)
-        ]
+        excluded, own_penalties = self._excluded(variables, paths), self.penalties_of(variables)
         super().build(variables)
         self._excluded_positions = sorted(excluded)
         self._penalties = own_penalties
