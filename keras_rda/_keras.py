@@ -4,6 +4,7 @@ A hook that Keras renames would no longer be called, and training would silently
 """
 
 import functools
+import os
 import threading
 
 import keras
@@ -27,6 +28,18 @@ def incompatible(what):
         f"keras_rda does not go with Keras {keras.__version__}: {what}. Install a newer keras_rda, or a Keras that it "
         "was tested with (see “Supported” in its README)."
     )
+
+
+def check_model(function, model):
+    """Raise a `TypeError` that says what to do if the argument of a function of that name is no Keras model."""
+    if isinstance(model, keras.Model):
+        return
+    hint = ""
+    if isinstance(model, (str, os.PathLike)):
+        hint = " Load it first: keras.models.load_model(path)."
+    elif any(kind.__module__.startswith("tf_keras") for kind in type(model).__mro__):
+        hint = " It is one of Keras 2: save it as .h5, and load that with keras.models.load_model(path)."
+    raise TypeError(f"{function}() takes a keras.Model; received {type(model).__name__}.{hint}")
 
 
 @functools.cache

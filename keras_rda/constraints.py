@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_rda import _keras
 from keras_rda.kernels import is_kernel
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
@@ -43,6 +44,7 @@ def freeze_zeros(model: keras.Model) -> None:
         ValueError: the model has no trainable kernels (not built, or all frozen), or its optimizer is one of Keras' own
             with `use_ema`: Keras puts the averages in place after the constraints, and they have no zeros.
     """
+    _keras.check_model("freeze_zeros", model)
     optimizer = inner_optimizer(model)
     if getattr(optimizer, "use_ema", False) and not isinstance(optimizer, PenalizedOptimizer):
         raise ValueError(

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from rich.table import Table
 
-from keras_rda import output
+from keras_rda import _keras, output
 from keras_rda.kernels import is_kernel
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
@@ -79,6 +79,7 @@ def summary(model: keras.Model) -> SparsitySummary:
         ValueError: the optimizer that the model is compiled with cannot be built for it, such as for an exclusion that
             matches nothing.
     """
+    _keras.check_model("summary", model)
     found, optimizer = summarize(model.trainable_variables), inner_optimizer(model)
     if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
         return found
@@ -120,4 +121,5 @@ def sparsity(model: keras.Model, kernels_only: bool = False) -> float:
     Raises:
         ValueError: the model has no such weights.
     """
+    _keras.check_model("sparsity", model)
     return summarize(model.trainable_variables).sparsity(kernels_only)

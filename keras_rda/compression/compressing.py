@@ -5,6 +5,7 @@ from typing import Literal, overload
 
 import keras
 
+from keras_rda import _keras
 from keras_rda.compression import graph, layout, rules, surgery
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
@@ -53,8 +54,7 @@ def compress(
         TypeError: `model` is no Keras model.
         ValueError: `model` has no graph: it is subclassed, or not built; or its weights are not finite.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(f"compress() takes a keras.Model; received {type(model).__name__}.")
+    _keras.check_model("compress", model)
     if not is_supported(model):
         raise ValueError(
             f"compress() needs the graph of a Sequential or Functional model; {type(model).__name__} '{model.name}' "

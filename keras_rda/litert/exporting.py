@@ -2,7 +2,6 @@
 
 import dataclasses
 import gzip
-import os
 import pathlib
 import re
 import tempfile
@@ -12,9 +11,9 @@ from typing import Literal
 import keras
 import numpy as np
 
-from keras_rda import compression, metrics, output
+from keras_rda import _keras, compression, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
-from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, verification, weights, xnnpack
+from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, signature, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
 from keras_rda.litert.report import Candidate, ExportReport
 from keras_rda.types import Data, Path, Quantization
@@ -49,6 +48,9 @@ def export(
     tensor, where that saves bytes. Each candidate, the smallest first, is compared with the Keras model in
     `ai_edge_litert`, with the default delegate and without; the first that passes is put at `path` in one atomic step.
     What is at `path` before stays until then.
+
+    An output of a nested structure is named by its place in it: `boxes_0` and `boxes_1` in `{"boxes": [a, b]}`. In
+    names of inputs, `_` replaces what a file's signature cannot have, such as spaces.
 
     Args:
         model: A built Sequential or Functional model in float32; only the batch size may be unknown.
@@ -90,6 +92,7 @@ def export(
         )
     if machine is not None:
         verification.check_machine(machine)
+    model = signature.flat(model)
     samples = None if representative_data is None else feeds.given(model, representative_data)
     reference = verification.Reference(model, samples, quantized=quantize is not None)
     if not reference.finite:
@@ -117,7 +120,11 @@ def export(
             if file.candidate.passed:
                 break
         else:
-            hint = " Is representative_data typical?" if quantize == "int8" else ""
+            hint = ""
+            if quantize == "int8" and any(check.error for f in files.values() for check in f.candidate.checks):
+                hint = " What int8 cannot run, quantize='dynamic' may."
+            elif quantize == "int8":
+                hint = " Is representative_data typical?"
             raise ExportError(
                 f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
                 f"{'; '.join(dict.fromkeys(tried))}.{hint}"
@@ -229,7 +236,7 @@ def _tolerances(reference, dense, quantize):
         except Exception:  # whatever the runtime makes of it, `_check` says so
             plain = {}
         for name, expected in reference.outputs.items():
-            rounding = np.max(np.abs(plain[name].astype("float64") - expected), initial=0) if name in plain else np.inf
+            rounding = verification.difference(expected, plain[name]) if name in plain else np.inf
             most = verification.QUANTIZED_TOLERANCE[quantize] * verification.magnitude(expected)
             tolerances[name] += min(_ROUNDING_FACTOR * rounding, most) + steps.get(name, 0)
     return tolerances
@@ -272,8 +279,12 @@ def _cause(error):
     operators = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
     if not operators:
         return verification.one_line(error)
-    advice = ". Recurrent layers need unroll=True" if any("TensorList" in name for name in operators) else ""
-    return f"it needs TensorFlow's own {', '.join(operators)}{advice}."
+    advice = ""
+    if any("TensorList" in name for name in operators):
+        advice = " Recurrent layers need unroll=True."
+    if "BitwiseAnd" in operators:  # by which Keras tells −0 from 0
+        advice = " keras.ops.argmax and argmin do: end the model before them, and apply them to its outputs."
+    return f"it needs TensorFlow's own {', '.join(operators)}.{advice}"
 
 
 def _check_path(path):
@@ -286,9 +297,7 @@ def _check_path(path):
 
 
 def _check_model(model):
-    if not isinstance(model, keras.Model):
-        hint = " Load it first: keras.models.load_model(path)." if isinstance(model, (str, os.PathLike)) else ""
-        raise TypeError(f"export() takes a keras.Model; received {type(model).__name__}.{hint}")
+    _keras.check_model("export", model)
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             f"export() needs Keras' TensorFlow backend, and this process runs {keras.backend.backend()!r}. Save the "

@@ -9,8 +9,8 @@ from typing import Literal
 import keras
 import numpy as np
 
-from keras_rda import output
-from keras_rda.litert import feeds, flatbuffer
+from keras_rda import _keras, output
+from keras_rda.litert import feeds, flatbuffer, signature
 from keras_rda.types import Data, Path
 
 # Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
@@ -31,15 +31,17 @@ class Check:
     Attributes:
         runtime: `"default delegate"`, `"no delegates"` (both on this machine) or `"aarch64"`.
         largest: Largest absolute difference from Keras' outputs, of the output that comes closest to its tolerance, or
-            goes furthest over it; None if the file did not run.
+            goes furthest over it; None if the file did not run. Of an output of integers: the share that differs.
         tolerance: The largest that is accepted for that output.
         error: Why the file did not run; `""` if it did.
+        integers: Whether that output is one of integers.
     """
 
     runtime: str
     largest: float | None
     tolerance: float | None
     error: str = ""
+    integers: bool = False
 
     @property
     def passed(self):
@@ -49,6 +51,8 @@ class Check:
     def __str__(self):
         if self.error:
             return f"{self.runtime}: {self.error}"
+        if self.integers:
+            return f"{self.runtime}: differs from Keras in {self.largest:.1%} (accepted: {self.tolerance:.1%})"
         return f"{self.runtime}: differs from Keras by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
 
 
@@ -166,8 +170,11 @@ class Reference:
         return all(np.isfinite(output).all() for output in self.outputs.values())
 
     def tolerances(self):
-        """What float32 rounding may change: dict of output name → largest absolute difference."""
-        return {name: RELATIVE_TOLERANCE * magnitude(output) for name, output in self.outputs.items()}
+        """What float32 rounding may change: dict of output name → largest difference; integers have to be the same."""
+        return {
+            name: 0.0 if is_integer(output) else RELATIVE_TOLERANCE * magnitude(output)
+            for name, output in self.outputs.items()
+        }
 
     def run(self, path, delegates=True):
         """What the file at `path` makes of the inputs; errors as for `predict`."""
@@ -212,6 +219,8 @@ class Reference:
         """
         found = []
         for name, received in self.run(path).items():
+            if is_integer(self.outputs[name]):
+                continue
             ours = np.asarray(self.outputs[name], "float64")
             channels = ours.shape[-1] if ours.ndim > 1 else 1
             ours, theirs = ours.reshape(-1, channels), np.asarray(received, "float64").reshape(-1, channels)
@@ -235,9 +244,8 @@ def compare(expected, received, tolerances, runtime=""):
         return Check(runtime, None, None, f"outputs of other names or shapes: {', '.join(map(str, received))}")
     checks = []
     for name, array in expected.items():
-        ours, theirs = np.asarray(array, "float64"), np.asarray(received[name], "float64")
-        largest = float(np.max(np.abs(theirs - ours), initial=0))
-        checks.append(Check(runtime, largest, tolerances[name]))
+        largest = difference(array, received[name])
+        checks.append(Check(runtime, largest, float(tolerances[name]), integers=is_integer(array)))
     return max(checks, key=_closeness)
 
 
@@ -254,9 +262,21 @@ def worst(checks):
     return max(checks, key=_closeness)
 
 
+def is_integer(array):
+    """Whether an output is one of integers or booleans, such as classes: how far these are apart says nothing."""
+    return np.asarray(array).dtype.kind in "iub"
+
+
+def difference(expected, received):
+    """Largest absolute difference between two arrays; of integers, the share that differs."""
+    if is_integer(expected):
+        return float(np.mean(np.asarray(expected) != np.asarray(received))) if np.size(expected) else 0.0
+    return float(np.max(np.abs(np.asarray(received, "float64") - np.asarray(expected, "float64")), initial=0))
+
+
 def magnitude(array):
-    """Largest absolute value; 0 for an empty array."""
-    return float(np.max(np.abs(np.asarray(array, "float64")), initial=0))
+    """Largest absolute value, 0 for an empty array; 1 for integers, whose differences are shares."""
+    return 1.0 if is_integer(array) else float(np.max(np.abs(np.asarray(array, "float64")), initial=0))
 
 
 def verify(
@@ -283,9 +303,11 @@ def verify(
         FileNotFoundError, ValueError: there is no such file, it is no LiteRT file, or the inputs are not usable.
         RuntimeError: the emulation is not set up.
     """
+    _keras.check_model("verify", model)
     if machine is not None:
         check_machine(machine)
     feeds.check(model)
+    model = signature.flat(model)
     content = flatbuffer.read(path)
     quantize = quantization(content)
     reference = Reference(model, None if data is None else feeds.given(model, data), quantized=quantize is not None)

@@ -1,0 +1,54 @@
+"""The inputs and outputs of a file's signature: what TensorFlow's converter can name."""
+
+import keyword
+import re
+
+import keras
+
+_FIT = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # names of TensorFlow's operators
+
+
+def flat(model):
+    """The model with outputs in one list or dict, and input names that a signature can have; itself if it has both.
+
+    An output of a nested structure is named by its place in it: `{"boxes": [a, b]}` becomes `boxes_0` and `boxes_1`,
+    and of `[a, [b, c]]` the last is `output_1_1`. In names of inputs `_` replaces what cannot be. A Sequential model
+    takes any batch size, unless a layer keeps a state: without an Input, Keras gave it that of the first batch it saw.
+
+    Raises:
+        ValueError: two outputs or two inputs would have the same name.
+    """
+    names, shapes = [tensor.name for tensor in model.inputs], [tuple(tensor.shape) for tensor in model.inputs]
+    fitting, free = [_fit(name) for name in names], shapes
+    _check_different("inputs", fitting, names)
+    if isinstance(model, keras.Sequential) and not any(getattr(layer, "stateful", False) for layer in model.layers):
+        free = [(None, *shape[1:]) for shape in shapes]
+    if (fitting, free) != (names, shapes):
+        inputs = [
+            keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name)
+            for tensor, name, shape in zip(model.inputs, fitting, free, strict=True)
+        ]
+        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        inputs = keras.tree.pack_sequence_as(structure, inputs)
+        model = keras.Model(inputs, model(inputs), name=model.name)
+    outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+    children = list(outputs.values()) if isinstance(outputs, dict) else outputs
+    if not isinstance(children, (list, tuple)) or all(hasattr(child, "shape") for child in children):
+        return model
+    places = [("_".join(map(str, path)), tensor) for path, tensor in keras.tree.flatten_with_path(outputs)]
+    if not isinstance(outputs, dict):
+        places = [(f"output_{place}", tensor) for place, tensor in places]
+    _check_different("outputs", [place for place, _ in places], [place for place, _ in places])
+    return keras.Model(model.input, dict(places), name=model.name)
+
+
+def _fit(name):
+    if not _FIT.fullmatch(name):
+        name = re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)
+        name = name if _FIT.fullmatch(name) else f"x{name}"
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def _check_different(what, names, originals):
+    if len(set(names)) < len(names):
+        raise ValueError(f"The {what} {originals} would have the names {names} in the file: rename them.")
