@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_rda import _keras, compression, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
-from keras_rda.litert import convert, encode, feeds, flatbuffer, repair, signature, verification, weights, xnnpack
+from keras_rda.litert import convert, encode, feeds, flatbuffer, half, repair, signature, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
 from keras_rda.litert.report import Candidate, ExportReport
 from keras_rda.types import Data, Path, Quantization
@@ -176,7 +176,10 @@ def _candidates(model, quantize, samples, directory):
                 f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
                 f"{_cause(error)}"
             ) from error
-        graph = flatbuffer.read(dense)
+        graph, kept = flatbuffer.read(dense), []
+        if quantize == "float16" and half.is_suspect(graph):
+            kept = half.restore(graph, flatbuffer.read(convert.convert(source)))
+            dense = flatbuffer.pack(graph) if kept else dense
         work = weights.multiply_adds(graph)
         # The strategies differ only where weights are quantised.
         tensors = []
@@ -195,9 +198,9 @@ def _candidates(model, quantize, samples, directory):
             if content in contents or all(tensor.encoding == "dense" for tensor in tensors):
                 continue
             contents.add(content)
-            files[name] = _write(directory, name, content, tensors, notes)
+            files[name] = _write(directory, name, content, tensors, kept + notes)
         everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
-        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, everything_dense, [])
+        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, everything_dense, kept)
     return files
 
 

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_rda import compression
+
 SAMPLES = 200  # of representative data: more of them hardly move the ranges of activations
 
 
@@ -73,25 +75,92 @@ def _names(structure):
 
 
 def random(model, size):
-    """A dict of input name → random batch of `size` (or of the batch that the model has)."""
+    """A dict of input name → random batch of `size` (or of the batch that the model has).
+
+    Drawn as what first reads an input says: from the distribution that a `Normalization` or `BatchNormalization` knows,
+    from the range that a `Rescaling` maps to −1 … 1 or 0 … 1, from the indices that an `Embedding` or
+    `CategoryEncoding` has; images of integers from 0 … 255, and other numbers between −1 and 1.
+    """
     generator = np.random.default_rng(0)
-    indices = _indices(model)
-    return {tensor.name: _batch(tensor, generator, indices, size) for tensor in model.inputs}
+    readers, indices = _readers(model), _indices(model)
+    batches = {}
+    for tensor in model.inputs:
+        shape = (tensor.shape[0] or size, *tensor.shape[1:])
+        values = _draw(generator, shape, tensor.dtype, readers.get(tensor.name, []), indices)
+        if "float" not in tensor.dtype and tensor.dtype != "bool":
+            limits = np.iinfo(tensor.dtype)
+            values = np.clip(np.rint(values), limits.min, limits.max)
+        batches[tensor.name] = values.astype(tensor.dtype)
+    return batches
+
+
+def _draw(generator, shape, dtype, readers, indices):
+    layers = keras.layers
+    for layer in readers:
+        if isinstance(layer, (layers.Embedding, layers.CategoryEncoding)):
+            rows = (reader for reader in readers if isinstance(reader, (layers.Embedding, layers.CategoryEncoding)))
+            return generator.integers(0, min(getattr(r, "input_dim", None) or r.num_tokens for r in rows), shape)
+        if isinstance(layer, layers.Rescaling):
+            scale, offset = (np.asarray(value, "float64") for value in (layer.scale, layer.offset))
+            low = -1.0 if np.any(offset < 0) else 0.0
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = (generator.uniform(low, 1, shape) - offset) / scale
+            return np.where(np.isfinite(values), values, 0)
+        mean, variance = _statistics(layer)
+        if mean is not None:
+            if np.broadcast_shapes(mean.shape, shape) != shape:  # it lies in another order there
+                mean, variance = mean.mean(), variance.mean() + mean.var()
+            return mean + np.sqrt(variance) * generator.normal(size=shape)
+    if dtype == "bool":
+        return generator.integers(0, 2, shape)
+    if "int" in dtype:
+        is_image = len(shape) == 4 and shape[-1] in (1, 3, 4)
+        return generator.integers(0, indices or (256 if is_image else 2), shape)
+    return generator.uniform(-1, 1, shape)
 
 
 def _indices(model):
-    """How many integers every embedding table of the model has rows for."""
+    """How many integers every embedding table of the model has rows for; None without a table."""
     rows, stack = [], [model]
     while stack:
         layer = stack.pop()
         stack.extend(getattr(layer, "layers", []))
         if isinstance(layer, keras.layers.Embedding):
             rows.append(layer.input_dim)
-    return min(rows, default=2)
+    return min(rows, default=None)
 
 
-def _batch(tensor, generator, indices, size):
-    shape = (tensor.shape[0] or size, *tensor.shape[1:])
-    if "int" in tensor.dtype:
-        return generator.integers(0, indices, shape).astype(tensor.dtype)
-    return generator.uniform(-1, 1, shape).astype(tensor.dtype)
+def _statistics(layer):
+    """Mean and variance of what a layer reads, as it remembers them; None and None of another layer."""
+    if isinstance(layer, keras.layers.Normalization) and not layer.invert:
+        arrays = layer.mean, layer.variance
+    elif isinstance(layer, keras.layers.BatchNormalization) and layer.axis == -1:
+        arrays = layer.moving_mean, layer.moving_variance
+    else:
+        return None, None
+    return tuple(keras.ops.convert_to_numpy(array).astype("float64") for array in arrays)
+
+
+# Layers and operations whose outputs are values of their inputs.
+_PASSING = (
+    *("Cast", "Flatten", "Identity", "Permute", "RepeatVector", "Reshape", "Resizing", "Masking", "Transpose"),
+    *("Cropping1D", "Cropping2D", "Cropping3D", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "ExpandDims"),
+    *("Dropout", "GaussianNoise", "RandomFlip", "RandomCrop", "RandomRotation", "RandomTranslation", "RandomZoom"),
+)
+
+
+def _readers(model):
+    """Input name → the layers that read it, behind those that pass its values on, in the model's order."""
+    if not compression.is_supported(model):
+        return {}
+    graph, readers = compression.graph.read(model), {}
+    for tensor, symbolic in zip(graph.inputs, model.inputs, strict=True):
+        seen, found = {tensor}, readers.setdefault(symbolic.name, [])
+        for call in graph.calls:
+            if seen.isdisjoint(call.inputs):
+                continue
+            if type(call.layer).__name__ in _PASSING:
+                seen.update(call.outputs)
+            else:
+                found.append(call.layer)
+    return readers

@@ -140,7 +140,7 @@ class Reference:
         size = _QUANTIZED_BATCH if quantized else _BATCH
         names = [tensor.name for tensor in model.inputs]
         self.origin = (
-            "for representative_data" if samples else "for random inputs between −1 and 1; give representative_data"
+            "for representative_data" if samples else "for random inputs; give representative_data, which is typical"
         )
         if samples:
             count = 1 if model.inputs[0].shape[0] else size  # a fixed batch is one sample
@@ -292,8 +292,9 @@ def verify(
     Args:
         model: The Keras model.
         path: The file.
-        data: Typical inputs, as `representative_data` of `export`, of which the first are used. By default random ones
-            between −1 and 1: give data for models that expect others.
+        data: Typical inputs, as `representative_data` of `export`, of which the first are used. By default random ones,
+            as the first layers know them (`Normalization`, `Rescaling`, `Embedding`), else between −1 and 1: give data
+            for models that expect others.
         machine: `"aarch64"` runs the file on AArch64 too: on an Arm machine natively, elsewhere emulated.
 
     Returns:
