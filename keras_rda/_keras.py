@@ -5,6 +5,7 @@ A hook that Keras renames would no longer be called, and training would silently
 
 import functools
 import os
+import sys
 import threading
 
 import keras
@@ -40,6 +41,20 @@ def check_model(function, model):
     elif any(kind.__module__.startswith("tf_keras") for kind in type(model).__mro__):
         hint = " It is one of Keras 2: save it as .h5, and load that with keras.models.load_model(path)."
     raise TypeError(f"{function}() takes a keras.Model; received {type(model).__name__}.{hint}")
+
+
+def callback_list(callback):
+    """The `keras.callbacks.CallbackList` that calls a callback's method now; None if something else does.
+
+    Keras does not tell callbacks of one another. The list is found among the callers.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and callback in caller.callbacks:
+            return caller
+        frame = frame.f_back
+    return None
 
 
 @functools.cache

@@ -1,4 +1,5 @@
 import csv
+import re
 import warnings
 
 import keras
@@ -662,3 +663,77 @@ def test_backup_errors(digits, tmp_path):
             fit(model, digits, [backup])
         for a, b in zip(model.get_weights(), weights, strict=True):  # not half of a backup
             np.testing.assert_array_equal(a, b)
+
+
+def restoring(digits, callbacks, epochs=20):
+    """Training that is best by the loss at its start; σ at the end."""
+    x, y = digits[0][:512], digits[1][:512]
+    model = compiled(small_network(), keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(1.0, 16 * epochs), 1e-5))
+    model.fit(x, y, batch_size=32, epochs=epochs, verbose=0, callbacks=callbacks)
+    return keras_rda.sparsity(model, kernels_only=True)
+
+
+@pytest.mark.parametrize("first", ["target", "stopping"])
+def test_weights_of_an_earlier_epoch_are_no_end_at_the_target(first, digits):
+    """Whatever the order of the callbacks, the end is judged on what `fit` leaves, and the mend is named twice."""
+    stopping = keras.callbacks.EarlyStopping("loss", mode="max", patience=30, restore_best_weights=True)
+    callbacks = [keras_rda.TargetSparsity(0.9), stopping]
+    advice = r"Let it begin there: EarlyStopping\(…, start_from_epoch=15\)\.$"
+    with pytest.warns(UserWarning, match="TargetSparsity") as caught:
+        sigma = restoring(digits, callbacks if first == "target" else callbacks[::-1])
+    begin, end = [str(w.message) for w in caught if "TargetSparsity" in str(w.message)]
+    assert begin.startswith("TargetSparsity: EarlyStopping(restore_best_weights=True) may bring back the weights of an")
+    assert end.startswith(f"TargetSparsity: the model ended at σ = {sigma:.4f}, not at 0.9; ")
+    assert sigma < 0.5
+    for text in (begin, end):
+        assert re.search(advice, text)
+
+
+def test_the_mends_that_are_named_are_mends(digits, tmp_path):
+    """Warnings are errors."""
+    stopping = keras.callbacks.EarlyStopping("loss", mode="max", restore_best_weights=True, start_from_epoch=15)
+    target = keras_rda.TargetSparsity(0.9)
+    for _ in range(2):  # the callback object again
+        assert abs(restoring(digits, [target, stopping]) - 0.9) < 0.005
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda folder: keras.callbacks.ModelCheckpoint(folder / "best.keras", "loss", save_best_only=True),
+            r"ModelCheckpoint\(save_best_only=True\) may keep an epoch before .* Save the model after fit\(\) instead",
+        ),
+        (
+            lambda folder: keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+            r"SwapEMAWeights\(swap_on_epoch=True\) leaves averages, which are not zero",
+        ),
+    ],
+)
+def test_what_chooses_or_averages_weights_is_named(make, message, digits, tmp_path):
+    model = compiled(small_network(), keras_rda.XRDA(1.0, 1e-5, use_ema=True))
+    x, y = digits[0][:512], digits[1][:512]
+    with pytest.warns(UserWarning, match=message):
+        model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[keras_rda.TargetSparsity(0.5), make(tmp_path)])
+
+
+def test_callbacks_of_a_loop_of_ones_own(digits):
+    """Where nobody is asked, the callback judges when it is told that training has ended."""
+    model = compiled(small_network(), keras_rda.XRDA(1.0, 1e-5))
+    target = keras_rda.TargetSparsity(0.9, interval=1)
+    target.set_params({"steps": 64, "epochs": 1})
+    target.set_model(model)
+    target.on_train_begin()
+    target.on_epoch_begin(0)
+    target.on_train_batch_end(0)
+    with pytest.warns(UserWarning, match=r"Training stopped after 1 of 64 batches\."):
+        target.on_train_end()
+
+
+def test_fit_that_does_not_begin_where_a_backup_ends(digits, tmp_path):
+    model = compiled(small_network(), keras_rda.MRDA())
+    backup = keras_rda.Backup(tmp_path / "backup.npz", delete_checkpoint=False)
+    model.fit(digits[0][:32], digits[1][:32], epochs=2, verbose=0, callbacks=[backup])
+    backup.on_train_begin()
+    with pytest.raises(RuntimeError, match=rf"Keras {keras.__version__}: fit began at epoch 0 and not at 2"):
+        backup.on_epoch_begin(0)

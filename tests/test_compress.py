@@ -779,3 +779,124 @@ def test_applications_keep_their_outputs(name):
     ours, theirs = (keras.ops.convert_to_numpy(m(images, training=False)) for m in (model, smaller))
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
     print(f"{name}: {model.count_params():,} → {smaller.count_params():,}")
+
+
+def dead_half(*between):
+    """A network whose first layer computes half of its 16 channels from a bias alone."""
+    model = keras.Sequential([keras.Input((16,)), *between, layers.Dense(3)])
+    outputs(model)  # which creates the weights of activations
+    for layer in model.layers[:-1]:
+        if hasattr(layer, "kernel"):
+            kernel = keras.ops.convert_to_numpy(layer.kernel).copy()
+            kernel[..., :8] = 0
+            layer.kernel.assign(kernel)
+            layer.bias.assign(np.linspace(-1, 1, 16))
+    return model
+
+
+@keras.saving.register_keras_serializable(package="test_compress")
+class Slope(layers.Layer):
+    """A layer of a user's own with a weight for each channel."""
+
+    def build(self, shape):
+        self.slope = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x):
+        return x * self.slope
+
+
+@keras.saving.register_keras_serializable(package="test_compress")
+def cubed(x):
+    return x**3
+
+
+@keras.saving.register_keras_serializable(package="test_compress")
+def gated(x):
+    return x * keras.ops.flip(x, axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="test_compress")
+def centred(x):
+    return x - keras.ops.mean(x)
+
+
+@keras.saving.register_keras_serializable(package="test_compress")
+def numbered(x):
+    return x * keras.ops.arange(16, dtype="float32")
+
+
+IMAGE = layers.Reshape((4, 4, 1))
+ACTIVATIONS = {  # whether channels can be removed
+    "PReLU": (lambda: [layers.Dense(16, activation=layers.PReLU("random_uniform"))], True),
+    "PReLU, shared": (
+        lambda: [
+            IMAGE,
+            layers.Conv2D(16, 3, activation=layers.PReLU("random_uniform", shared_axes=[1, 2])),
+            layers.Flatten(),
+        ],
+        True,
+    ),
+    "LeakyReLU": (lambda: [layers.Dense(16, activation=layers.LeakyReLU(0.1))], True),
+    "a function": (lambda: [layers.Dense(16, activation=cubed)], True),
+    "a function in a layer": (lambda: [layers.Dense(16), layers.Activation(cubed)], True),
+    "mixes": (lambda: [layers.Dense(16, activation=gated)], False),
+    "mixes all alike": (lambda: [layers.Dense(16, activation=centred)], False),
+    "knows its channels": (lambda: [layers.Dense(16, activation=numbered)], False),
+    "has weights": (lambda: [layers.Dense(16, activation=Slope())], False),
+    "softmax": (lambda: [layers.Dense(16, activation="softmax")], False),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_all_kinds(name, tmp_path):
+    make, removes = ACTIVATIONS[name]
+    model = dead_half(*make())
+    before = [keras.ops.convert_to_numpy(v).copy() for v in model.weights]
+    smaller = keras_rda.compress(model)
+    assert (smaller.count_params() < model.count_params()) == removes
+    smaller.save(tmp_path / "model.keras")
+    for other in (smaller, keras.models.load_model(tmp_path / "model.keras")):
+        assert_same_outputs(model, other)
+    assert not {id(v) for v in smaller.weights} & {id(v) for v in model.weights}
+    for variable in smaller.weights:
+        variable.assign(variable + 1)
+    for variable, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
+
+
+def test_an_input_that_is_passed_through():
+    x, number = keras.Input((4,), name="x"), keras.Input((1,), name="id")
+    y = layers.Dense(2)(x)
+    for out in ([y, number], {"y": y, "id": number}, [number, number, y], number):
+        model = keras.Model([x, number], out)
+        smaller = keras_rda.compress(model)
+        assert smaller.output_names == model.output_names
+        assert_same_outputs(model, smaller)
+
+
+def test_a_state_stays_as_it_was():
+    """Whether a layer of the user's own can be made anew is found out by calling it."""
+
+    @keras.saving.register_keras_serializable(package="test_compress")
+    class Counting(layers.Layer):
+        def build(self, shape):
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x):
+            self.count.assign_add(1.0)
+            return x
+
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), Counting(), layers.Dense(2)])
+    count = model.layers[1].count
+    before = float(keras.ops.convert_to_numpy(count))
+    keras_rda.compress(model)
+    assert float(keras.ops.convert_to_numpy(count)) == before
+
+
+def test_a_graph_that_is_no_longer_where_it_was(monkeypatch):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    monkeypatch.delattr(model._functional, "_nodes_by_depth")
+    with pytest.raises(
+        RuntimeError, match=rf"does not go with Keras {keras.__version__}: a functional model has no _no"
+    ):
+        keras_rda.compress(model)

@@ -95,3 +95,59 @@ def test_model_without_kernels():
     model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     with pytest.raises(ValueError, match="no trainable kernels in the model"):
         keras_rda.freeze_zeros(model)
+
+
+def test_zeros_that_a_traced_step_brings_back_are_noticed(digits):
+    model, optimizer = sparse_network(), keras.optimizers.SGD(0.1)
+    x, y = digits[0][:32], digits[1][:32]
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer.build(model.trainable_variables)
+    step = own_step(model, optimizer, loss)
+    weights = values(model.trainable_variables)
+    for _ in range(2):  # JAX traces the second call anew
+        step(x, y)
+    for variable, value in zip(model.trainable_variables, weights, strict=True):
+        variable.assign(value)
+    keras_rda.freeze_zeros(model)
+    step(x, y)
+    for measure in (keras_rda.sparsity, keras_rda.summary):
+        with pytest.warns(UserWarning, match=r"have come back: .*kernel.*make the function anew after freeze_zeros"):
+            measure(model)
+    # Made anew it holds; what was set on purpose is frozen by another call.
+    keras_rda.freeze_zeros(model)
+    frozen = keras_rda.sparsity(model, kernels_only=True)
+    own_step(model, optimizer, loss)(x, y)
+    assert keras_rda.sparsity(model, kernels_only=True) == frozen
+
+
+def own_step(model, optimizer, loss):
+    if keras.backend.backend() == "jax":
+        import jax
+
+        def compute(trained, other, x, y):
+            outputs, other = model.stateless_call(trained, other, x, training=True)
+            return loss(y, outputs), other
+
+        @jax.jit
+        def update(trained, other, slots, x, y):
+            gradients, other = jax.grad(compute, has_aux=True)(trained, other, x, y)
+            return *optimizer.stateless_apply(slots, gradients, trained), other
+
+        def step(x, y):
+            groups = model.trainable_variables, model.non_trainable_variables, optimizer.variables
+            trained, slots, other = update(*([v.value for v in group] for group in groups), x, y)
+            for group, values in zip(groups, (trained, other, slots), strict=True):
+                for variable, value in zip(group, values, strict=True):
+                    variable.assign(value)
+
+        return step
+
+    import tensorflow as tf
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x, training=True))
+        optimizer.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
+
+    return step

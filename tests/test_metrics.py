@@ -58,3 +58,18 @@ def test_model_without_weights():
     model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     with pytest.raises(ValueError, match="no trainable kernels"):
         keras_rda.sparsity(model, kernels_only=True)
+
+
+def test_summary_says_what_is_penalised(model):
+    assert [row.penalised for row in keras_rda.summary(model).rows] == [None] * 6
+    assert str(keras_rda.summary(model)).count("by default") == 2
+    optimizer = keras_rda.MRDA()
+    optimizer.exclude_from_penalty(var_names=[model.layers[0].name])
+    model.compile(optimizer, "mse")
+    expected = [False, False, False, False, True, False]  # two dense layers around a normalisation
+    assert [row.penalised for row in keras_rda.summary(model).rows] == expected
+    optimizer.build(model.trainable_variables)
+    assert [row.penalised for row in keras_rda.summary(model).rows] == expected
+    assert str(keras_rda.summary(model)).count(" yes ") == 1
+    model.compile("sgd", "mse")
+    assert [row.penalised for row in keras_rda.summary(model).rows] == [None] * 6

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_rda
+from keras_rda import _keras
 
 PENALISED = [name for name in OPTIMIZERS if name != "SDA"]
 
@@ -283,6 +284,46 @@ def test_excluded_variables_take_the_sda_step(by):
             np.testing.assert_array_equal(ours, theirs)
 
 
+def towers():
+    """Two nested models, each with a layer `proj`, whose variables have the same paths; and one of a longer name."""
+    layers, made = keras.layers, []
+    for name in ("first", "second"):
+        x = keras.Input((4,))
+        made.append(keras.Model(x, layers.Dense(4, name="proj")(x), name=name))
+    x = keras.Input((4,))
+    return keras.Model(x, layers.Dense(4, name="proj_1")(made[1](made[0](x)))), *made
+
+
+def penalised(optimizer, model):
+    optimizer.build(model.trainable_variables)
+    return [optimizer.penalizes(i) for i, v in enumerate(model.trainable_variables) if len(v.shape) > 1]
+
+
+@pytest.mark.parametrize("chosen", [[0], [1], [0, 1]])
+def test_exclusion_of_variables_that_share_a_path(chosen):
+    model, *both = towers()
+    kernels = [tower.layers[1].kernel for tower in both]
+    assert kernels[0].path == kernels[1].path
+    optimizer = keras_rda.MRDA()
+    optimizer.exclude_from_penalty(var_list=[kernels[i] for i in chosen])
+    assert penalised(optimizer, model) == [0 not in chosen, 1 not in chosen, True]
+    # Saved before it was built, a path is all that is known.
+    other = keras_rda.MRDA()
+    other.exclude_from_penalty(var_list=[kernels[i] for i in chosen])
+    again = keras_rda.MRDA.from_config(other.get_config())
+    if len(chosen) == 2:
+        assert penalised(again, model) == [False, False, True]
+    else:
+        with pytest.raises(ValueError, match=r"1 variables of the path .*proj/kernel', which 2 have\. Create"):
+            again.build(model.trainable_variables)
+
+
+def test_exclusion_goes_by_whole_names():
+    optimizer = keras_rda.MRDA()
+    optimizer.exclude_from_penalty(var_names=["proj"])
+    assert penalised(optimizer, towers()[0]) == [False, False, True]
+
+
 def test_exclusion_after_build():
     optimizer = keras_rda.MRDA()
     optimizer.build(variables(np.ones((2, 2))))
@@ -384,3 +425,82 @@ def test_own_penalty(digits):
     again = keras_rda.MRDA.from_config(optimizer.get_config())
     assert type(again.penalty) is SquaredL2
     assert float(again.penalty.strength) == 3.0
+
+
+def test_spectrograms_tokens_and_positions_are_not_penalised():
+    """By the names that Keras, KerasHub and users' transformers give them."""
+    layers = keras.layers
+
+    class Tokens(layers.Layer):
+        def build(self, shape):
+            names = ("pos_embed", "cls_token", "position_embeddings", "relative_position_bias_table", "latents", "cls")
+            for name in names:
+                self.add_weight(shape=(3, shape[-1]), name=name)
+            self.add_weight(shape=(1, 1, shape[-1]), name="start")  # broadcast over the batch
+            self.add_weight(shape=(shape[-1], shape[-1]), name="mixing")
+            self.add_weight(shape=(1, shape[-1]), name="position_kernel")
+
+        def call(self, x):
+            return x
+
+    sound = keras.Input((400, 1))
+    x = layers.STFTSpectrogram(frame_length=32, frame_step=16, fft_length=32)(sound)
+    model = keras.Model(sound, layers.Dense(2)(Tokens()(layers.Conv1D(4, 1)(x))))
+    assert {v.name for v in model.trainable_variables if v.name.endswith("_kernel")} >= {"real_kernel", "imag_kernel"}
+    optimizer = keras_rda.MRDA()
+    optimizer.build(model.trainable_variables)
+    names = {v.name for i, v in enumerate(model.trainable_variables) if optimizer.penalizes(i)}
+    assert names == {"kernel", "mixing", "position_kernel"}
+
+
+HOOKS = {
+    "_backend_update_step": lambda base: {"apply": lambda self, *args: None},
+    "_apply_weight_decay": lambda base: {"_decay": base._apply_weight_decay, "apply": decay_and_apply},
+    "_overwrite_model_variables_with_average_value": lambda base: {
+        "finalize_variable_values": lambda self, *args: None
+    },
+    "_update_model_variables_moving_average": lambda base: {"apply": update_only},
+}
+
+
+def decay_and_apply(self, grads, variables):
+    self._decay(variables)
+    update_only(self, grads, variables)
+    self._update_model_variables_moving_average(variables)
+
+
+def update_only(self, grads, variables):
+    self._backend_update_step(grads, variables, self.learning_rate)
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_that_keras_does_not_call_any_more(name, monkeypatch):
+    base = keras.optimizers.Optimizer
+    changed = type("Optimizer", (base,), HOOKS[name](base))
+    _keras.check_optimizer.cache_clear()
+    monkeypatch.setattr(keras.optimizers, "Optimizer", changed)
+    with pytest.raises(RuntimeError, match=rf"does not go with Keras {keras.__version__}: its optimizers "):
+        keras_rda.MRDA()
+    monkeypatch.undo()
+    keras_rda.MRDA()
+
+
+def test_hooks_that_keras_does_not_have_any_more(monkeypatch):
+    monkeypatch.setattr(_keras, "OPTIMIZER_METHODS", ("_get_variable_position",))
+    _keras.check_optimizer.cache_clear()
+    with pytest.raises(RuntimeError, match=r"its optimizers have no _get_variable_position\(\)"):
+        keras_rda.XRDA()
+    monkeypatch.undo()
+    keras_rda.XRDA()
+
+
+def test_every_hook_is_checked():
+    """Private methods of Keras' optimizer that this package's override."""
+    overridden = set()
+    for kind in {type(make()) for make in OPTIMIZERS.values()}:
+        ours = [owner for owner in kind.__mro__ if owner.__module__.startswith("keras_rda.")]
+        overridden |= {
+            name for owner in ours for name in vars(owner) if name.startswith("_") and not name.endswith("__")
+        }
+    theirs = {name for name in overridden if callable(getattr(keras.optimizers.Optimizer, name, None))}
+    assert theirs <= set(_keras.OPTIMIZER_HOOKS)

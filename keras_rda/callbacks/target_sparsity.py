@@ -8,8 +8,19 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
-from keras_rda import kernels
+from keras_rda import _keras, kernels
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
+
+
+class _Judge(keras.callbacks.Callback):
+    """Has a `TargetSparsity` judge the end of training when all other callbacks have had theirs."""
+
+    def __init__(self, steering):
+        super().__init__()
+        self.steering = steering
+
+    def on_train_end(self, logs=None):
+        self.steering._judge()
 
 
 class TargetSparsity(keras.callbacks.Callback):
@@ -29,7 +40,8 @@ class TargetSparsity(keras.callbacks.Callback):
     These and what the steering remembers are saved with the optimizer's state, so a resumed run steers on; after `fit`
     has ended, the next one begins anew, at its `initial_epoch`. Training that ends more than half a point away from a
     target, or gets there only by zeroing many weights after the last batch, gives a warning, as does a rate that falls
-    to zero too early.
+    to zero too early, and a callback that may choose the weights of an earlier, denser epoch (`EarlyStopping`,
+    `ModelCheckpoint`, `SwapEMAWeights`).
 
     Args:
         target: σ over the penalised kernels at the end, a number above 0 and below 1; or a dict from whole names in
@@ -124,6 +136,12 @@ class TargetSparsity(keras.callbacks.Callback):
             optimizer.build(self.model.trainable_variables)
         self._groups = self._make_groups(optimizer)
         self._first_epoch = None
+        # The end is judged on the weights that fit leaves, after the last callback that may change them.
+        callers = _keras.callback_list(self)
+        self._others = [] if callers is None else list(callers.callbacks)
+        self._is_judged_last = callers is not None
+        if callers is not None and not any(getattr(other, "steering", None) is self for other in callers.callbacks):
+            callers.callbacks.append(_Judge(self))
 
     def on_epoch_begin(self, epoch, logs=None):
         begins = self._first_epoch is None  # not in on_train_begin, when Backup may have restored nothing yet
@@ -132,6 +150,30 @@ class TargetSparsity(keras.callbacks.Callback):
         self._first_batch = self._position = (epoch - self._first_epoch) * self.params["steps"]
         if begins:
             self._plan(self._optimizer())
+            for advice in self._advice_on_others():
+                warnings.warn(f"TargetSparsity: {advice}", stacklevel=2)
+
+    def _advice_on_others(self):
+        """What to do about callbacks that choose among epochs, in some of which σ has not reached the target."""
+        last = self.params["epochs"] - 1
+        reached = min(last, self._first_epoch + math.ceil(self.end * (last + 1 - self._first_epoch)))
+        denser = (
+            f"an epoch before σ has reached its target, in epoch {reached + 1} of {last + 1}: denser ones look better"
+        )
+        for other in self._others:
+            if isinstance(other, keras.callbacks.EarlyStopping):
+                if other.restore_best_weights and other.start_from_epoch < reached:
+                    yield (
+                        f"EarlyStopping(restore_best_weights=True) may bring back the weights of {denser}. Let it "
+                        f"begin there: EarlyStopping(…, start_from_epoch={reached})."
+                    )
+            elif isinstance(other, keras.callbacks.ModelCheckpoint) and other.save_best_only:
+                yield f"ModelCheckpoint(save_best_only=True) may keep {denser}. Save the model after fit() instead."
+            elif isinstance(other, keras.callbacks.SwapEMAWeights) and other.swap_on_epoch:
+                yield (
+                    "SwapEMAWeights(swap_on_epoch=True) leaves averages, which are not zero. Leave it out: with "
+                    "use_ema=True the optimizer puts averages in place when training ends, and keeps the zeros."
+                )
 
     def _begun_epoch(self, optimizer, epoch):
         """The epoch in which steering begins, or, if a run that did not end has begun it, in which that did."""
@@ -192,12 +234,19 @@ class TargetSparsity(keras.callbacks.Callback):
             self._steer(self._optimizer())
 
     def on_train_end(self, logs=None):
+        if not self._is_judged_last:
+            self._judge()
+
+    def _judge(self):
+        """Say so if training has not ended at the target."""
         optimizer = self._optimizer()
         if self._first_epoch is None and not any(group.recall(optimizer, "begun") for group in self._groups):
             return  # no epoch to train
         usual = f"Train longer, or let σ reach the target earlier: end is {self.end}."
         if self._first_epoch is not None and self._position < self._batches:
             usual = f"Training stopped after {self._position} of {self._batches} batches."
+        if self._first_epoch is not None and (advice := " ".join(self._advice_on_others())):
+            usual = advice
         for group in self._groups:
             advice = usual
             sigma = group.measure(optimizer, optimizer.weight)
