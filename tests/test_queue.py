@@ -97,13 +97,14 @@ def test_order_of_a_list(tmp_path):
         (entry("table1", "rda", "1e-06") + entry("table1", "mrda"), "entry 2: row must be of .*received .'mrda'"),
         (entry("table1", "rda", 1e-6), "column must be of .*'1e-06'.*received .1e-06"),
         (entry(column="sgd", start="weights"), "start must be gradient where the method is not rda"),
-        (entry(epochs=0), "0 is not in the range x>=1"),
-        (entry(width=1.5), "'1.5' is not a valid integer"),
-        (entry(seed=-1), "-1 is not in the range"),
-        (entry(augmentation="some"), "'some' is not one of 'standard', 'none'"),
+        (entry(epochs=0), "epochs must be a whole number from 1; received 0"),
+        (entry(width=1.5), "width must be a whole number from 1; received 1.5"),
+        (entry(seed=-1), "seed must be a whole number from 0 to 4294967295; received -1"),
+        (entry(augmentation="some"), "augmentation must be one of standard, none; received 'some'"),
+        (entry(epsilon="small"), "epsilon must be a number; received 'small'"),
         (entry(epsilon=0), "epsilon must be a number above 0 and below 1; received 0.0"),
         ("entry = [3]\n", "entry 1: an entry is a table; received 3"),
-        (entry(epoch=3), r"The options are .*received \['epoch'\]"),
+        (entry(epoch=3), r"\['epoch'\] are none of \['table', 'row', "),
         ('[[entry]]\nbenchmark = "speed"\n', "benchmark must be of .'step_time'"),
         ('[[entry]]\nbenchmark = "step_time"\nnetwork = "vgg"\n', "network must be of"),
         ('[[entry]]\nbenchmark = "step_time"\noptimizer = "sgd"\n', "optimizer must be of"),
@@ -228,7 +229,7 @@ def test_the_command(prepared, tmp_path, monkeypatch, small):
     assert invoke(*words, "--minutes", "nan").exit_code == 2
     listed = invoke(*words, "--minutes", 0)  # says what waits
     assert listed.output.count("table5 vgg16 rda seed 0") == 1
-    assert "2 runs are listed, 0 are done, 2 wait" in listed.output
+    assert f"2 runs are listed, 0 are done, 2 wait, on {BACKEND}:" in listed.output
     done = invoke(*words, "--minutes", 10)
     assert done.exit_code == 0, done.output
     assert done.output.endswith("0 runs wait\n")
@@ -246,8 +247,13 @@ def test_the_command(prepared, tmp_path, monkeypatch, small):
     assert lines[0]["command"] in text
     assert "## Time of an update" in text
     assert f"| MRDA | {lines[1]['optimizers']['MRDA']['ratio']:.2f} |" in text
-    (tmp_path / "output" / "runs.jsonl").write_text('{"format": 2, "benchmark": ["speed"]}\n')
-    assert "line 1, is of the benchmark" in invoke(*merge).output
+    for text, message in (
+        ('{"format": 2, "benchmark": ["speed"]}\n', "line 1, is of the benchmark"),
+        (json.dumps(lines[0] | {"top1": "high"}) + "\n", "['top1'] must be numbers"),
+        ("\udc8d", "is no text of JSON lines"),
+    ):
+        (tmp_path / "output" / "runs.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+        assert message in invoke(*merge).output
     assert results.read(tmp_path / "ours.jsonl") == lines
 
 
@@ -416,14 +422,63 @@ def test_a_copy_of_another_run_is_left_alone(tmp_path):
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(training.data.WrongSettings, match=r"is damaged \(.* bytes\): bring them again"):
         checkpoint.Copy(tmp_path / "copy")
-    said = []
     runs = [run_queue.TableRun("table4", cell("table4", "rda"), settings, "")]
-    run_queue.Queue(runs, 0, None, tmp_path / "new", tmp_path / "copy", time.monotonic(), said.append).run()
-    assert "Its run begins anew" in said[0]
-    # A new one takes its place, whatever became of its index.
-    (tmp_path / "copy" / "checkpoint.json").write_text("{")
-    run_queue.Queue(runs, 0, None, tmp_path, tmp_path / "copy", time.monotonic(), said.append).run()
+    again = run_queue.Queue(runs, 0, None, tmp_path, tmp_path / "copy", time.monotonic())
+    with pytest.raises(
+        run_queue.NotReady, match=r"bring them again\. Or delete .*checkpoint\.json, and its run begins"
+    ):
+        again.run()
+    (tmp_path / "copy" / "checkpoint.json").unlink()
+    again.run()
     assert checkpoint.Copy(tmp_path / "copy").epochs == 2
+
+
+def test_folders_are_tried_before_the_first_run(tmp_path):
+    def start(data_dir=None, output="output", checkpoints="checkpoints"):
+        places = tmp_path / checkpoints, tmp_path / output
+        return run_queue.Queue([], 0, data_dir, *places, time.monotonic(), lambda text: None)
+
+    (tmp_path / "file").write_text("")
+    for options, message in (
+        ({"data_dir": tmp_path / "none"}, "--data-dir .*none is no folder"),
+        ({"output": "file"}, "cannot be written to"),
+        ({"checkpoints": "file"}, "cannot be written to"),
+    ):
+        with pytest.raises(run_queue.NotReady, match=message):
+            start(**options).run()
+    lock = start()._check_folders()
+    with pytest.raises(run_queue.NotReady, match=r"Another queue uses .*checkpoints: wait for it"):
+        start(output="other").run()
+    lock.close()
+    start(output="other").run()
+
+
+def test_damaged_checkpoints_are_one_line(prepared, tmp_path, small):
+    settings = run_queue.read_list(write_list(tmp_path, entry(epochs=3)))[0].settings
+    saved = checkpoint.Checkpoint(tmp_path, settings)
+    saved.save(small_network(), [{"loss": 1.0}])
+    (saved.folder / "last" / "model.keras").write_bytes(b"PK")
+    with pytest.raises(training.data.WrongSettings, match=r"is damaged \(.*\): delete it to begin anew"):
+        saved.restore()
+    (saved.folder / "last" / "history.json").write_text("{")
+    assert saved.epochs() == 0
+    with pytest.raises(training.data.WrongSettings, match=r"is damaged \(.*\): delete it to begin anew"):
+        training.train(settings, prepared, tmp_path)
+
+
+def test_interrupted_it_brings_its_checkpoint_home(prepared, tmp_path, small, monkeypatch):
+    runs = run_queue.read_list(write_list(tmp_path, entry(epochs=50)))
+
+    def report(text):
+        if text.startswith("epoch 2/"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run_queue.Queue(runs, 10, prepared, tmp_path, tmp_path / "home", time.monotonic(), report).run()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert checkpoint.Copy(tmp_path / "home").epochs >= 2
 
 
 def test_a_copy_of_another_version_stays_while_it_is_further(tmp_path, monkeypatch):
@@ -522,6 +577,8 @@ def test_unpack_says_what_is_missing(tmp_path):
     next(tmp_path.glob("bundle-*")).unlink()
     assert "bundle-0-" in script(*words).stderr
     assert not (tmp_path / "run").exists()
+    transport.split(io.BytesIO(bytes(10)), tmp_path, "bundle", 10, {"for": "3.7"})
+    assert "The bundle is for Python 3.7, and this is" in script(*words).stderr
     (tmp_path / "run").mkdir()
     assert "exists already" in script(*words).stderr
 

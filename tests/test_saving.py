@@ -174,7 +174,7 @@ def test_state_of_another_class_with_as_many_variables_raises():
     saved.save_own_variables(store)
     with pytest.raises(ValueError, match=r"does not fit MRDA .* state of other variables"):
         loading.load_own_variables(store)
-    with pytest.raises(ValueError, match=r"set_weights\(\) takes 8 arrays, .* received 3"):
+    with pytest.raises(ValueError, match=r"set_weights\(\) takes 9 arrays, .* received 3"):
         loading.set_weights(values(saved.variables)[:3])
 
 

@@ -105,8 +105,8 @@ def run_cells(table, cells, seeds, options, data_dir, checkpoints, file):
     "--output",
     type=click.Path(path_type=pathlib.Path, file_okay=False),
     required=True,
-    help="What to take home: runs.jsonl for `merge`, and a copy of the last checkpoint, which another machine's queue "
-    "goes on from.",
+    help="What to take home: runs.jsonl for `merge`, and a copy of the checkpoint with the most epochs, which another "
+    "machine's queue goes on from.",
 )
 @click.option("--list", "listed", type=click.Path(exists=True, dir_okay=False), help="TOML. Default: queue.toml here.")
 @checkpoints_option("--checkpoints")
@@ -116,23 +116,27 @@ def queue(minutes, data_dir, output, listed, checkpoints, file):
     # JAX compiles a network once, whatever λ and however often its run is put back.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(checkpoints.absolute() / "compiled"))
 
-    from examples.paper import run_queue
-
+    try:
+        from examples.paper import run_queue
+    except (ImportError, ValueError) as error:
+        raise click.ClickException(
+            f"Keras' backend cannot be imported ({error}): set KERAS_BACKEND to tensorflow or to jax."
+        ) from error
     if not math.isfinite(minutes):
         raise click.BadParameter(f"must be a number of minutes; received {minutes}.", param_hint="--minutes")
     try:
         runs = run_queue.read_list(listed or run_queue.QUEUE)
-        output.mkdir(parents=True, exist_ok=True)
         done = read(file) + read(output / "runs.jsonl")
         waiting = [run for run in runs if not run.is_done(done)]
-        click.echo(f"{len(runs)} runs are listed, {len(runs) - len(waiting)} are done, {len(waiting)} wait:")
+        numbers = f"{len(runs)} runs are listed, {len(runs) - len(waiting)} are done, {len(waiting)} wait"
+        click.echo(f"{numbers}, on {run_queue.training.keras.backend.backend()}:")
         for run in waiting:
             click.echo(f"  {run}")
         if not minutes:
             return
         run_queue.remove_checkpoints([run for run in runs if run not in waiting], checkpoints)
         failed = run_queue.Queue(waiting, minutes, data_dir, checkpoints, output, start, report=click.echo).run()
-    except (run_queue.BadList, OSError) as error:
+    except (run_queue.BadList, run_queue.NotReady, OSError) as error:
         raise click.ClickException(str(error)) from error
     if failed:
         raise click.ClickException(f"These runs failed: {'; '.join(map(str, failed))}")
@@ -168,10 +172,13 @@ def merge(context, source, file):
         words = line["command"]
         if results.holds(ours, line):
             click.echo(f"there already: {words}")
-        else:
+            continue
+        try:
             results.append(file, line)
-            ours.append(line)
-            click.echo(f"new: {words}")
+        except OSError as error:
+            raise click.ClickException(str(error)) from error
+        ours.append(line)
+        click.echo(f"new: {words}")
     context.invoke(render, file=file)
 
 

@@ -36,25 +36,36 @@ class Checkpoint:
     def _newest(self):
         """The folder of the newest checkpoint and what its history.json holds, or None and an empty history."""
         for name in ("last", "previous"):  # a kill may have come between two renames
-            if (self.folder / name / "history.json").exists():
-                return self.folder / name, json.loads((self.folder / name / "history.json").read_text(encoding="utf-8"))
+            file = self.folder / name / "history.json"
+            if file.exists():
+                try:
+                    saved = json.loads(file.read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise self._damaged(error) from error
+                return file.parent, saved if isinstance(saved, dict) else {"history": []}
         return None, {"history": []}
 
+    def _damaged(self, error):
+        return WrongSettings(f"The checkpoint in {self.folder} is damaged ({error}): delete it to begin anew.")
+
     def epochs(self):
-        """How many epochs of the run are done."""
-        with _LOCK:
-            return len(self._newest()[1]["history"])
+        """How many epochs of the run are done; 0 if the checkpoint is damaged."""
+        try:
+            with _LOCK:
+                return len(self._newest()[1]["history"])
+        except (WrongSettings, KeyError, TypeError):
+            return 0
 
     def restore(self):
         """The model and its history, or None and an empty one.
 
         Raises:
-            WrongSettings: the checkpoint was made by other versions or constants, whose steps may differ.
+            WrongSettings: the checkpoint is damaged, or other versions or constants made it, whose steps may differ.
         """
         newest, saved = self._newest()
         if newest is None:
             return None, []
-        settings = saved.get("settings", {}) if isinstance(saved, dict) else {}
+        settings = saved.get("settings", {})
         if settings != self.settings:
             raise WrongSettings(
                 f"The checkpoint in {self.folder} was made by {settings.get('versions', 'another version')} "
@@ -62,7 +73,10 @@ class Checkpoint:
                 f"{self.settings['constants']}: delete it to begin anew."
             )
         self.rounded = saved.get("rounded", [])
-        return keras.models.load_model(newest / "model.keras"), saved["history"]
+        try:
+            return keras.models.load_model(newest / "model.keras"), saved["history"]
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damaged(str(error).splitlines()[0]) from error
 
     def save(self, model, history):
         new = self.folder / "new"
@@ -125,7 +139,7 @@ class Checkpoint:
                 transport.split(io.BytesIO(content.getvalue()), folder, COPY, COPY_PART)
                 done = f"{len(saved['history'])} epochs are in {folder}/{COPY}.json and the files that it names"
                 return f"{done}, with {digits} binary digits." if digits < 23 else f"{done}."
-            return f"The checkpoint is too large for a copy of {room / 2**20:.0f} MiB."
+            return f"The checkpoint is too large for a copy of {room / 2**20:.0f} MiB: bring home {newest} itself."
 
     def is_of_same_run(self, copy):
         """Whether a `Copy` is of this run, whatever versions made it."""

@@ -35,16 +35,25 @@ def settings(cell, seed, **options):
     from examples.paper import training
 
     if unknown := sorted({*options} - {*OPTIONS}):
-        raise WrongSettings(f"The options are {[*OPTIONS]}; received {unknown}.")
+        known = ["table", "row", "column", "seed", "purpose", *OPTIONS]
+        raise WrongSettings(f"{unknown} are none of {known}.")
     chosen = {name: default for name, (_, default, _) in OPTIONS.items()} | options
-    try:
-        seed = SEED.convert(str(seed), None, None)
-        for name, value in options.items():
-            if value is not None:
-                chosen[name] = OPTIONS[name][0].convert(str(value), None, None)
-    except click.BadParameter as error:
-        raise WrongSettings(f"{options | {'seed': seed}}: {error.message}") from error
+    seed = _converted("seed", SEED, seed)
+    for name, value in options.items():
+        if value is not None:
+            chosen[name] = _converted(name, OPTIONS[name][0], value)
     return training.Settings(cell.run, chosen.pop("epochs") or cell.run.epochs, seed, **chosen)
+
+
+def _converted(name, kind, value):
+    try:
+        return kind.convert(str(value), None, None)
+    except click.BadParameter as error:
+        if isinstance(kind, click.IntRange):
+            limits = f"a whole number from {kind.min}" + (f" to {kind.max}" if kind.max else "")
+        else:
+            limits = f"one of {', '.join(kind.choices)}" if isinstance(kind, click.Choice) else "a number"
+        raise WrongSettings(f"{name} must be {limits}; received {value!r}.") from error
 
 
 def place(table, cell, settings):

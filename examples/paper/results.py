@@ -22,6 +22,7 @@ NEEDED = {
     "run": (*SETTINGS, "scaled", "top1", "top5", "sigma", "history", "seconds", *MADE),
     "step_time": ("network", "parameters", "backend", "rounds", "optimizers", "copy", *MADE),
 }
+NUMBERS = {"run": ("top1", "top5", "sigma", "seconds", "seed", "epochs"), "step_time": ("parameters", "rounds", "copy")}
 # What is called different from the paper's: points of top-1, of top-5, and σ.
 DIFFERENT = {"top1": 2.0, "top5": 2.0, "sigma": 0.05}
 FACTOR = {"top1": 100, "top5": 100, "sigma": 1}
@@ -44,7 +45,10 @@ def read(file):
     Raises:
         ValueError: a line is not one of this version's; the file is left as it is.
     """
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    try:
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text of JSON lines ({error}).") from error
     texts, lines = text.splitlines(), []
     for number, line in enumerate(texts, 1):
         if not line.strip():
@@ -67,6 +71,9 @@ def read(file):
             raise ValueError(f"{file}, line {number}, is of the benchmark {kind(line)!r}; known is step_time.")
         if missing := [name for name in NEEDED[kind(line)] if name not in line]:
             raise ValueError(f"{file}, line {number}, lacks {missing}: remove the line; its run is done again.")
+        wrong = [name for name in NUMBERS[kind(line)] if type(line[name]) not in (int, float)]
+        if wrong or not isinstance(line["command"], str):
+            raise ValueError(f"{file}, line {number}: {wrong or 'command'} must be numbers, and the command a text.")
         lines.append(line)
     return lines
 

@@ -1,16 +1,19 @@
 """The runs that wait for a fast machine: an ordered list, as many of them as the time allows, resumable."""
 
+import fcntl
 import gc
 import itertools
 import os
 import pathlib
+import signal
 import sys
+import tempfile
 import threading
 import time
 import tomllib
 
 from examples.paper import commands, results, training
-from examples.paper.checkpoint import Checkpoint, Copy
+from examples.paper.checkpoint import COPY, Checkpoint, Copy
 from examples.paper.tables import TABLES, WrongSettings
 
 QUEUE = pathlib.Path(__file__).with_name("queue.toml")
@@ -21,6 +24,10 @@ STEP_TIME = 120.0  # seconds that the benchmark is given for compiling and measu
 
 class BadList(ValueError):
     """The list of runs is not one; the message says which entry, what was received and what was expected."""
+
+
+class NotReady(RuntimeError):
+    """The queue cannot begin; the message says what is in its way."""
 
 
 class TableRun:
@@ -110,6 +117,7 @@ def read_list(file=QUEUE):
 
 
 def _table_runs(entry, defaults):
+    entry = defaults | entry
     purpose = entry.pop("purpose", "")
     table = _one_of("table", [entry.pop("table", None)], TABLES)[0]
     _, cells = TABLES[table]
@@ -123,7 +131,7 @@ def _table_runs(entry, defaults):
         raise BadList(f"{table} has no cell of the rows {rows} and the columns {columns}.")
     try:
         return [
-            TableRun(table, cell, commands.settings(cell, seed, **defaults | entry), purpose)
+            TableRun(table, cell, commands.settings(cell, seed, **entry), purpose)
             for cell, seed in itertools.product(chosen, seeds)
         ]
     except WrongSettings as error:
@@ -207,9 +215,23 @@ class Queue:
         return epochs * run.images() * max(seconds / images for seconds, images in self.seconds.values())
 
     def run(self):
-        """Run the list; return the runs that failed."""
-        if Copy.is_in(self.output):
-            self._take_copy()
+        """Run the list; return the runs that failed.
+
+        Raises:
+            NotReady: a folder cannot be used, another queue uses it, or the copy of a checkpoint is damaged.
+            KeyboardInterrupt: by Ctrl-C or SIGTERM, after the checkpoint was copied.
+        """
+        with self._check_folders():
+            if Copy.is_in(self.output):
+                self._take_copy()
+            before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+            try:
+                return self._run()
+            finally:
+                signal.signal(signal.SIGTERM, before)
+
+    def _run(self):
+        interrupted = None
         watch = threading.Timer(max(0.0, self.left()) + GRACE, self._leave)
         watch.daemon = True
         watch.start()
@@ -222,9 +244,14 @@ class Queue:
                 self.waiting.remove(self.running)
             except training.Paused:
                 if not self._put_back:
+                    checkpoint = Checkpoint(self.checkpoints, self.running.settings)
+                    self.report(f"{self.running}: stopped, {checkpoint.epochs()} epochs are saved")
                     break
                 minutes = f"{self.needs(self.running) / 60:.1f} minutes, and {self.left() / 60:.1f} are left"
                 self.report(f"{self.running}: put back, because it needs {minutes}")
+            except KeyboardInterrupt as error:
+                interrupted = error
+                break
             except Exception as error:
                 # One run's fault must not cost the others their time.
                 self.report(f"{self.running}: failed, {type(error).__name__}: {error}")
@@ -235,15 +262,39 @@ class Queue:
             self._ended = True
             watch.cancel()
             self._bring_home()
+        if interrupted:
+            raise interrupted
         return self.failed
+
+    def _check_folders(self):
+        """Return the open file whose lock keeps other queues away."""
+        if self.data_dir is not None and not pathlib.Path(self.data_dir).is_dir():
+            raise NotReady(f"--data-dir {self.data_dir} is no folder.")
+        try:
+            for folder in (self.output, pathlib.Path(self.checkpoints)):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
+            lock = (pathlib.Path(self.checkpoints) / "queue.lock").open("w")
+        except OSError as error:
+            raise NotReady(f"The folders for results and checkpoints cannot be written to: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.close()
+            raise NotReady(
+                f"Another queue uses {self.checkpoints}: wait for it, or name other --checkpoints."
+            ) from error
+        except OSError as error:
+            raise NotReady(f"The folders for results and checkpoints cannot be written to: {error}") from error
+        return lock
 
     def _take_copy(self):
         """Go on from the copy of a checkpoint that an earlier queue has left in `output`."""
         try:
             copy = Copy(self.output)
         except WrongSettings as error:
-            self.report(f"{error} Its run begins anew.")
-            return
+            raise NotReady(f"{error} Or delete {self.output}/{COPY}.json, and its run begins anew.") from error
         for run, checkpoint in self._checkpoints(self.waiting):
             if checkpoint.is_of_same_run(copy):
                 try:

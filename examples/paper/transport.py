@@ -31,8 +31,10 @@ class Incomplete(ValueError):
     """Files of a split file are missing or damaged; the message names them."""
 
 
-def split(stream, folder, name, size):
+def split(stream, folder, name, size, more=None):
     """Write what a stream holds into files of at most `size` bytes, and `name`.json with their names and checksums.
+
+    `more`, a dict, goes into `name`.json too.
 
     An earlier one of that name stays whole until this is; then it is removed.
     """
@@ -51,7 +53,8 @@ def split(stream, folder, name, size):
         whole.update(content)
         parts.append({"file": file.name, "bytes": len(content), "sha256": checksum})
     unfinished = folder / f"{name}.part.json"
-    unfinished.write_text(json.dumps({"sha256": whole.hexdigest(), "parts": parts}, indent=1), encoding="utf-8")
+    index_of_parts = {"sha256": whole.hexdigest(), "parts": parts, **(more or {})}
+    unfinished.write_text(json.dumps(index_of_parts, indent=1), encoding="utf-8")
     unfinished.replace(index)
     for file in earlier - {part["file"] for part in parts}:
         (folder / file).unlink(missing_ok=True)
@@ -133,7 +136,7 @@ def pack(data_dir, output, python, part_size, datasets=DATASETS, going_on=None):
             for place in sorted(folder.iterdir()):
                 archive.add(place, place.name)
     content.seek(0)
-    index = split(content, output, BUNDLE, part_size)
+    index = split(content, output, BUNDLE, part_size, {"for": python})
     shutil.copy(__file__, index.with_name("transport.py"))
     return index
 
@@ -169,6 +172,14 @@ def unpack(folder, to):
     if to.exists():
         raise FileExistsError(f"{to} exists already: name another folder, or remove it.")
     content = join(folder, BUNDLE)
+    here, packed = (
+        ".".join(platform.python_version_tuple()[:2]),
+        _index(pathlib.Path(folder) / f"{BUNDLE}.json").get("for"),
+    )
+    if packed not in (None, here):
+        raise Incomplete(f"The bundle is for Python {packed}, and this is {here}: pack it with --python {here}.")
+    if not hasattr(tarfile, "data_filter"):
+        raise Incomplete(f"Python {platform.python_version()} is too old: take 3.11.4 or newer.")
     unfinished = to.with_name(f"{to.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -204,7 +215,8 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="write the bundle")
     packing.add_argument("--data-dir", help="prepared tensorflow-datasets, or what `prepare` wrote; default: download")
-    packing.add_argument("--dataset", nargs="+", default=DATASETS, help=f"default: {' '.join(DATASETS)}")
+    known = ("cifar10", "cifar100", "mnist")
+    packing.add_argument("--dataset", nargs="+", default=DATASETS, choices=known, help=f"default: {' '.join(DATASETS)}")
     packing.add_argument("--output", default=pathlib.Path("examples", "output", BUNDLE), help="default: %(default)s")
     packing.add_argument("--python", default=".".join(platform.python_version_tuple()[:2]), help="the other machine's")
     packing.add_argument("--part-mib", type=int, default=48, help="largest part; default: %(default)s")

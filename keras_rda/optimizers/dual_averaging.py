@@ -14,12 +14,15 @@ class DualAveraging(PenalizedOptimizer):
     ```
     S_t = S_{t-1} + a_t·g_t                               gradient_sum
     A_t = A_{t-1} + a_t                                   weight_sum
-    w_{t+1} = argmin_w ⟨S_t, w⟩ + A_t·ψ(w) + (t^α / 2)·‖w − w_0‖²
-            = prox_{(A_t / t^α)·ψ}(w_0 − S_t / t^α)
+    T_t = Σ a_τ² / (max_τ a_τ)²                           time: t, if the rate is constant
+    w_{t+1} = argmin_w ⟨S_t, w⟩ + A_t·ψ(w) + (T_t^α / 2)·‖w − w_0‖²
+            = prox_{(A_t / T_t^α)·ψ}(w_0 − S_t / T_t^α)
     ```
 
     With a constant rate `a_t = 1/γ` this is the paper's step with `β_t = γ·t^α`. A learning-rate schedule weights the
-    gradients. Variables without penalty take the step with ψ = 0, centred on their initial values.
+    gradients, and the steps with them: where the rate is zero, the sums, T_t and the weights stand still. (With t in
+    the place of T_t, weights go on shrinking like 1/√t while the sums stand still.) Variables without penalty take the
+    step with ψ = 0, centred on their initial values.
 
     Slots: `gradient_sum`; and `center`, the weights before the first step, where the centre is not zero.
 
@@ -55,6 +58,10 @@ class DualAveraging(PenalizedOptimizer):
         self._weight_sum = self.add_variable(
             (2, len(variables)), dtype="float32", name="weight_sum", aggregation="only_first_replica"
         )
+        # Row 0: T_t of every variable; row 1: what rounding took from it; row 2: the largest rate so far.
+        self._time = self.add_variable(
+            (3, len(variables)), dtype="float32", name="time", aggregation="only_first_replica"
+        )
 
     def add_slots(self, variable, penalized):
         names = ["gradient_sum"]
@@ -68,10 +75,15 @@ class DualAveraging(PenalizedOptimizer):
         begins = ops.logical_and(counts, ops.equal(self._stage(steps), 1))
         total, lost = ops.where(begins, 0.0, self._weight_sum[0]), ops.where(begins, 0.0, self._weight_sum[1])
         weight = ops.multiply(ops.cast(counts, "float32"), self._gradient_weight(rate, steps))
-        weight = ops.subtract(weight, lost)
-        new_total = ops.add(total, weight)
-        new_lost = ops.subtract(ops.subtract(new_total, total), weight)
-        self._weight_sum.assign(ops.stack([new_total, new_lost]))
+        self._weight_sum.assign(ops.stack(_compensated_sum(total, lost, weight)))
+        time, lost, largest = self._time[0], self._time[1], self._time[2]
+        rates = ops.multiply(ops.cast(counts, "float32"), rate)
+        new_largest = ops.maximum(largest, rates)
+        unit = ops.where(ops.greater(new_largest, 0.0), new_largest, 1.0)
+        # In units of the largest rate, so that a constant one counts whole steps.
+        before, now = ops.square(ops.divide(largest, unit)), ops.square(ops.divide(rates, unit))
+        time = _compensated_sum(ops.multiply(time, before), ops.multiply(lost, before), now)
+        self._time.assign(ops.stack([*time, new_largest]))
         return counts
 
     def _moves(self, index):
@@ -92,9 +104,8 @@ class DualAveraging(PenalizedOptimizer):
         return 0.0
 
     def _prox_arguments(self, index, slots):
-        """`w_0 − S_t / t^α` and `A_t / t^α`, where the sums stand."""
-        steps = ops.cast(ops.maximum(self._stage(self._steps[index]), 1), "float32")
-        scale = ops.power(steps, -self.exponent)
+        """`w_0 − S_t / T_t^α` and `A_t / T_t^α`, where the sums stand."""
+        scale = ops.power(self._elapsed(index), -self.exponent)
         u = ops.multiply(ops.negative(scale), slots["gradient_sum"])
         if "center" in slots:
             u = ops.add(slots["center"], u)
@@ -103,6 +114,10 @@ class DualAveraging(PenalizedOptimizer):
     def prox_point(self, index):
         slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
         return self._prox_arguments(index, slots) if bool(self._moves(index)) else None
+
+    def _elapsed(self, index):
+        """T_t of the variable at `index`, a float32 scalar; 1 before its first step, whose result is discarded."""
+        return ops.where(ops.greater(self._time[0, index], 0.0), self._time[0, index], 1.0)
 
     def _stage(self, steps):
         """Of `steps` updates (of one variable, or a vector), those since the sums last started at zero."""
@@ -114,3 +129,10 @@ class DualAveraging(PenalizedOptimizer):
 
     def get_config(self):
         return {**super().get_config(), "center": self.center, "exponent": self.exponent}
+
+
+def _compensated_sum(total, lost, term):
+    """`total + term`, and what rounding took from it; `lost` is what it took before (Kahan)."""
+    term = ops.subtract(term, lost)
+    new_total = ops.add(total, term)
+    return [new_total, ops.subtract(ops.subtract(new_total, total), term)]

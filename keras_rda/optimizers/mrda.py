@@ -18,17 +18,18 @@ class MRDA(DualAveraging):
     ```
     S_t = S_{t-1} + learning_rate·g_t                     S_0 = 0, or −w_1 with start="weights"
     A_t = A_{t-1} + learning_rate                         A_0 = 0
-    w_{t+1} = prox_{(A_t / √t)·ψ}(−S_t / √t)              ℓ1: soft(−S_t / √t, λ·A_t / √t)
+    T_t = Σ learning_rate² / (its largest value)²         t, if the rate is constant
+    w_{t+1} = prox_{(A_t / √T_t)·ψ}(−S_t / √T_t)          ℓ1: soft(−S_t / √T_t, λ·A_t / √T_t)
     ```
 
-    The paper's `γ` is `1 / learning_rate`. A learning-rate schedule that ends near zero, such as
-    `keras.optimizers.schedules.CosineDecay`, weights the gradients and brings most of the accuracy of dense training
-    within an ordinary budget.
+    The paper's `γ` is `1 / learning_rate`, and its steps are those of a constant rate. A learning-rate schedule that
+    ends near zero, such as `keras.optimizers.schedules.CosineDecay`, weights the gradients and brings most of the
+    accuracy of dense training within an ordinary budget. Where the rate has fallen to zero, the weights stand still.
 
     With `center="zero"` the initial weights are forgotten at the first step (`w_2` depends on `g_1` alone): that needs
     a network with normalisation layers. Choose `center="initial"` for a pretrained network or one without them.
 
-    `start="weights"` lets the initial weights fade like `w_1 / √t` instead. The paper's start makes `w_2` tiny, which
+    `start="weights"` lets the initial weights fade like `w_1 / √T_t` instead. The paper's start makes `w_2` tiny, which
     makes the second gradient of a normalised network huge, and that one random direction stays in the sum for good.
 
     Biases, normalisation weights and embeddings take the step without penalty, centred on their initial values.

@@ -76,6 +76,9 @@ class RMDA(DualAveraging):
             start = ops.where(ops.greater(steps, restart), ops.cast(restart, steps.dtype), start)
         return ops.subtract(steps, start)
 
+    def _elapsed(self, index):
+        return ops.cast(ops.maximum(self._stage(self._steps[index]), 1), "float32")  # t of the stage
+
     def _gradient_weight(self, rate, steps):
         return ops.multiply(rate, ops.sqrt(ops.cast(self._stage(steps), "float32")))
 
