@@ -271,6 +271,7 @@ def test_a_million_updates(name):
     assert total - lost == pytest.approx(a.sum(), rel=1e-7)
     assert np.add.accumulate(a.astype("float32"))[-1] != pytest.approx(a.sum(), rel=1e-5)
     assert slots["steps"] == UPDATES
+    assert slots["time"][0, 0] == UPDATES  # T_t of a constant rate is t, to the bit
     if name == "MRDA":
         wanted = reference.soft(-gradient_sum / np.sqrt(UPDATES), strength * a.sum() / np.sqrt(UPDATES))
         np.testing.assert_allclose(values([kernel])[0], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
@@ -306,8 +307,34 @@ def test_updates_are_counted_past_the_integers_of_float32():
     state = {v.name: v for v in optimizer.variables}
     state["steps"].assign([2**24])
     state["weight_sum"].assign([[2.0**24], [0.0]])
+    state["time"].assign([[2.0**24], [0.0], [1.0]])
     for _ in range(3):
         optimizer.apply([np.zeros((2, 2), "float32")])
     assert values([state["steps"]])[0] == 2**24 + 3
     total, lost = values([state["weight_sum"]])[0][:, 0].astype("float64")
     assert total - lost == 2**24 + 3
+    time, lost, _ = values([state["time"]])[0][:, 0].astype("float64")
+    assert time - lost == 2**24 + 3
+
+
+@pytest.mark.parametrize("center", ["zero", "initial"])
+def test_weights_stand_still_where_the_rate_is_zero(center):
+    """With t in the place of T_t they would shrink like 1/√t from the tenth step on."""
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([9], [0.5, 0.0])
+    w_1, g = np.random.default_rng(5).normal(size=SHAPE), gradients(6)[:40]
+    steps = list(compiled_steps(keras_rda.MRDA(schedule, 0.02, center=center), *variables(w_1), g))
+    assert np.any(steps[9] != steps[8])
+    for later in steps[10:]:
+        np.testing.assert_array_equal(later, steps[9])
+
+
+def test_a_warm_up_counts_in_units_of_the_largest_rate():
+    """T_t begins anew, in a manner of speaking, while the largest rate rises."""
+    w_1, g = np.random.default_rng(5).normal(size=SHAPE).astype("float32"), gradients(6)[:60]
+    warming = keras.optimizers.schedules.PolynomialDecay(0.01, 30, 1.0)
+    rates = [float(warming(t)) for t in range(60)]
+    expected = reference.dual_averaging(0 * w_1.astype("float64"), g, rates, 0.02)
+    for received, wanted in zip(
+        compiled_steps(keras_rda.MRDA(warming, 0.02), *variables(w_1), g), expected, strict=True
+    ):
+        np.testing.assert_allclose(received, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max(initial=1e-3))
