@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from conftest import BACKEND, small_network, values
 
 from examples.benchmarks import step_time
-from examples.paper import checkpoint, commands, results, run_queue, tables, training, transport
+from examples.paper import checkpoint, commands, queue_list, results, run_queue, tables, training, transport
 from examples.paper.__main__ import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,9 +48,9 @@ def cell(table, row, column=""):
 
 def test_what_waits():
     """The order that the experiments were asked for in, each cell with its settings once."""
-    runs = run_queue.read_list()
+    runs = queue_list.read_list()
     assert len({run.key() for run in runs}) == len(runs)
-    trained = [(run.settings, run.cell) for run in runs if isinstance(run, run_queue.TableRun)]
+    trained = [(run.settings, run.cell) for run in runs if isinstance(run, queue_list.TableRun)]
     assert all(settings.dtype == "mixed_bfloat16" for settings, _ in trained)
     first, *others = [settings for settings, _ in trained]
     assert (first.run.method, first.run.sparsity, first.epochs, first.seed) == ("recipe", 0.95, 120, 0)
@@ -72,7 +72,7 @@ def test_order_of_a_list(tmp_path):
         entry("table1", "rda", "1e-02", seed=1),  # there already
         entry("table4", "rda", "", seed=1, epsilon=1e-5, augmentation="none", start="weights"),
     )
-    runs = run_queue.read_list(file)
+    runs = queue_list.read_list(file)
     small = ", subset 32, width 2, batch_size 16"
     assert [str(run) for run in runs] == [
         *(
@@ -113,8 +113,8 @@ def test_order_of_a_list(tmp_path):
 )
 def test_lists_that_are_none(text, message, tmp_path):
     file = write_list(tmp_path, text, head="")
-    with pytest.raises(run_queue.BadList, match=message):
-        run_queue.read_list(file)
+    with pytest.raises(queue_list.BadList, match=message):
+        queue_list.read_list(file)
     refused = invoke("queue", "--minutes", 1, "--list", file, "--output", tmp_path / "output")
     assert refused.exit_code == 1
     assert not (tmp_path / "output").exists()
@@ -167,7 +167,7 @@ def queue(runs, minutes, prepared, folder, clock):
 
 
 def test_a_run_that_cannot_end_is_put_back_where_a_shorter_one_can(prepared, tmp_path, clock, small):
-    runs = run_queue.read_list(write_list(tmp_path, entry(epochs=20, purpose="long"), entry(column="sgd", epochs=4)))
+    runs = queue_list.read_list(write_list(tmp_path, entry(epochs=20, purpose="long"), entry(column="sgd", epochs=4)))
     assert queue(runs, 105 / 60, prepared, tmp_path, clock).run() == []
     # After three epochs the long run is known to need 170 of the 75 seconds that are left; the other needs 40.
     said = [text.split(":")[0] for text in clock.said if not text.startswith("table")]
@@ -195,7 +195,7 @@ def test_a_run_that_cannot_end_is_put_back_where_a_shorter_one_can(prepared, tmp
 
 
 def test_a_run_that_fails_leaves_the_time_to_the_others(prepared, tmp_path, clock, small):
-    runs = run_queue.read_list(
+    runs = queue_list.read_list(
         write_list(
             tmp_path,
             entry("table4", "recipe", "", epochs=1),  # too short to steer
@@ -211,7 +211,7 @@ def test_a_run_that_fails_leaves_the_time_to_the_others(prepared, tmp_path, cloc
 
 def test_a_network_not_seen_yet_counts_by_its_images(tmp_path):
     other = entry("table6", "mnist", epochs=5, subset=64)
-    runs = run_queue.read_list(write_list(tmp_path, entry(epochs=3), other))
+    runs = queue_list.read_list(write_list(tmp_path, entry(epochs=3), other))
     waiting = run_queue.Queue(runs, 1, None, tmp_path, tmp_path, 0.0)
     assert waiting.needs(runs[1]) == 0
     waiting.seconds[runs[0].network()] = 2.0, 32
@@ -292,9 +292,9 @@ def test_options_reach_the_network_and_the_data(prepared):
 
 LEAVES = """
 import sys, time
-from examples.paper import run_queue
+from examples.paper import queue_list, run_queue
 run_queue.GRACE = 0
-runs = run_queue.read_list(sys.argv[1])
+runs = queue_list.read_list(sys.argv[1])
 run_queue.Queue(runs, 1 / 60, sys.argv[2], sys.argv[3], sys.argv[3], time.monotonic()).run()
 print("came back")
 """
@@ -422,7 +422,7 @@ def test_a_copy_of_another_run_is_left_alone(tmp_path):
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(training.data.WrongSettings, match=r"is damaged \(.* bytes\): bring them again"):
         checkpoint.Copy(tmp_path / "copy")
-    runs = [run_queue.TableRun("table4", cell("table4", "rda"), settings, "")]
+    runs = [queue_list.TableRun("table4", cell("table4", "rda"), settings, "")]
     again = run_queue.Queue(runs, 0, None, tmp_path, tmp_path / "copy", time.monotonic())
     with pytest.raises(
         run_queue.NotReady, match=r"bring them again\. Or delete .*checkpoint\.json, and its run begins"
@@ -454,7 +454,7 @@ def test_folders_are_tried_before_the_first_run(tmp_path):
 
 
 def test_damaged_checkpoints_are_one_line(prepared, tmp_path, small):
-    settings = run_queue.read_list(write_list(tmp_path, entry(epochs=3)))[0].settings
+    settings = queue_list.read_list(write_list(tmp_path, entry(epochs=3)))[0].settings
     saved = checkpoint.Checkpoint(tmp_path, settings)
     saved.save(small_network(), [{"loss": 1.0}])
     (saved.folder / "last" / "model.keras").write_bytes(b"PK")
@@ -467,7 +467,7 @@ def test_damaged_checkpoints_are_one_line(prepared, tmp_path, small):
 
 
 def test_interrupted_it_brings_its_checkpoint_home(prepared, tmp_path, small, monkeypatch):
-    runs = run_queue.read_list(write_list(tmp_path, entry(epochs=50)))
+    runs = queue_list.read_list(write_list(tmp_path, entry(epochs=50)))
 
     def report(text):
         if text.startswith("epoch 2/"):
@@ -488,7 +488,7 @@ def test_a_copy_of_another_version_stays_while_it_is_further(tmp_path, monkeypat
     older.save(small_network(), [{"loss": 1.0}] * 3)
     older.write_copy(tmp_path)
     monkeypatch.undo()
-    runs, said = [run_queue.TableRun("table4", cell("table4", "rda"), settings, "")], []
+    runs, said = [queue_list.TableRun("table4", cell("table4", "rda"), settings, "")], []
     here = checkpoint.Checkpoint(tmp_path / "here", settings)
     for epochs, kept in ((1, 3), (4, 4)):
         here.save(small_network(), [{"loss": 1.0}] * epochs)
@@ -503,7 +503,7 @@ def test_what_is_left_behind_comes_home(tmp_path, monkeypatch):
     checkpoint.Checkpoint(tmp_path, settings).save(small_network(), [{"loss": 1.0}] * 3)
     statuses, said = [], []
     monkeypatch.setattr(run_queue.os, "_exit", statuses.append)
-    run = run_queue.TableRun("table4", cell("table4", "rda"), settings, "")
+    run = queue_list.TableRun("table4", cell("table4", "rda"), settings, "")
     left = run_queue.Queue([run], 1, None, tmp_path, tmp_path / "home", time.monotonic(), said.append)
     left._leave()
     assert checkpoint.Copy(tmp_path / "home").epochs == 3

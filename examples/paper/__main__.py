@@ -117,7 +117,7 @@ def queue(minutes, data_dir, output, listed, checkpoints, file):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(checkpoints.absolute() / "compiled"))
 
     try:
-        from examples.paper import run_queue
+        from examples.paper import queue_list, run_queue
     except (ImportError, ValueError) as error:
         raise click.ClickException(
             f"Keras' backend cannot be imported ({error}): set KERAS_BACKEND to tensorflow or to jax."
@@ -125,7 +125,7 @@ def queue(minutes, data_dir, output, listed, checkpoints, file):
     if not math.isfinite(minutes):
         raise click.BadParameter(f"must be a number of minutes; received {minutes}.", param_hint="--minutes")
     try:
-        runs = run_queue.read_list(listed or run_queue.QUEUE)
+        runs = queue_list.read_list(listed or queue_list.QUEUE)
         done = read(file) + read(output / "runs.jsonl")
         waiting = [run for run in runs if not run.is_done(done)]
         numbers = f"{len(runs)} runs are listed, {len(runs) - len(waiting)} are done, {len(waiting)} wait"
@@ -136,7 +136,7 @@ def queue(minutes, data_dir, output, listed, checkpoints, file):
             return
         run_queue.remove_checkpoints([run for run in runs if run not in waiting], checkpoints)
         failed = run_queue.Queue(waiting, minutes, data_dir, checkpoints, output, start, report=click.echo).run()
-    except (run_queue.BadList, run_queue.NotReady, OSError) as error:
+    except (queue_list.BadList, run_queue.NotReady, OSError) as error:
         raise click.ClickException(str(error)) from error
     if failed:
         raise click.ClickException(f"These runs failed: {'; '.join(map(str, failed))}")
