@@ -53,14 +53,15 @@ def centred(w_0, gradients, gamma, strength):
 
 
 def dual_averaging(w_0, gradients, rates, strength, alpha=0.5, w_1=None):
-    """soft(w_0 − S_t / T_t^α, λ·A_t / T_t^α) with S_t = Σ a_τ g_τ, A_t = Σ a_τ and T_t = Σ a_τ² / (max a_τ)²; S_0 =
-    w_0 − w_1 where w_1 is given."""
-    gradient_sum, weight_sum, squares, largest = np.zeros_like(w_0) if w_1 is None else w_0 - w_1, 0.0, 0.0, 0.0
+    """soft(w_0 − S_t / T_t^α, λ·A_t / T_t^α) with S_t = Σ a_τ g_τ, A_t = Σ a_τ and T_t = T_{t-1} + (a_t / the largest
+    so far)²; S_0 = w_0 − w_1 where w_1 is given."""
+    gradient_sum, weight_sum, time, largest = np.zeros_like(w_0) if w_1 is None else w_0 - w_1, 0.0, 0.0, 0.0
     for g, a in zip(_float64(gradients), rates, strict=True):
         gradient_sum = gradient_sum + a * g
         weight_sum += a
-        squares, largest = squares + a**2, max(largest, a)
-        scale = (squares / largest**2) ** alpha
+        largest = max(largest, a)
+        time += (a / largest) ** 2
+        scale = time**alpha
         yield soft(w_0 - gradient_sum / scale, strength * weight_sum / scale)
 
 

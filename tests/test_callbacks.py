@@ -737,3 +737,18 @@ def test_fit_that_does_not_begin_where_a_backup_ends(digits, tmp_path):
     backup.on_train_begin()
     with pytest.raises(RuntimeError, match=rf"Keras {keras.__version__}: fit began at epoch 0 and not at 2"):
         backup.on_epoch_begin(0)
+
+
+def test_the_end_is_not_blamed_on_what_did_not_cause_it(digits, tmp_path):
+    """ModelCheckpoint leaves the weights as they are."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 2
+
+    keeper = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "loss", save_best_only=True)
+    with pytest.warns(UserWarning, match="TargetSparsity") as caught:
+        restoring(digits, [keras_rda.TargetSparsity(0.9), keeper, Stop()])
+    begin, end = [str(w.message) for w in caught if "TargetSparsity" in str(w.message)]
+    assert "ModelCheckpoint" in begin
+    assert end.endswith("Training stopped after 48 of 320 batches.")

@@ -826,7 +826,7 @@ def numbered(x):
 
 
 IMAGE = layers.Reshape((4, 4, 1))
-ACTIVATIONS = {  # whether channels can be removed
+OWN_ACTIVATIONS = {  # whether channels can be removed
     "PReLU": (lambda: [layers.Dense(16, activation=layers.PReLU("random_uniform"))], True),
     "PReLU, shared": (
         lambda: [
@@ -847,9 +847,21 @@ ACTIVATIONS = {  # whether channels can be removed
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [layers.PReLU, Slope, layers.LeakyReLU])
+def test_activations_that_no_data_has_passed_yet(activation):
+    """Keras creates their weights then; the user's model must not have those of a trial."""
+    for between in (
+        lambda: [layers.Dense(16, activation=activation())],
+        lambda: [layers.Dense(16), layers.Activation(activation())],
+    ):
+        model = keras.Sequential([keras.Input((16,)), *between(), layers.Dense(3)])
+        smaller = keras_rda.compress(model)
+        assert_same_outputs(model, smaller)
+
+
+@pytest.mark.parametrize("name", OWN_ACTIVATIONS)
 def test_activations_of_all_kinds(name, tmp_path):
-    make, removes = ACTIVATIONS[name]
+    make, removes = OWN_ACTIVATIONS[name]
     model = dead_half(*make())
     before = [keras.ops.convert_to_numpy(v).copy() for v in model.weights]
     smaller = keras_rda.compress(model)

@@ -403,8 +403,8 @@ def test_warm_up_from_zero_does_not_wipe_the_network():
     gradient = [np.full((2, 2), -1.0, "float32")]
     optimizer.apply(gradient, [kernel])
     np.testing.assert_array_equal(values([kernel])[0], 1.0)
-    optimizer.apply(gradient)  # rate ½ at t = 2
-    np.testing.assert_allclose(values([kernel])[0], 0.5 / np.sqrt(2), rtol=1e-6)
+    optimizer.apply(gradient)  # rate ½; the step at rate zero took no time, so T_2 = 1 and w = ½·1 / √1
+    np.testing.assert_allclose(values([kernel])[0], 0.5, rtol=1e-6)
 
 
 def test_own_penalty(digits):

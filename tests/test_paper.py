@@ -237,6 +237,7 @@ def test_lines_that_a_kill_has_cut_off(tmp_path):
     file = tmp_path / "results.jsonl"
     settings = training.Settings(tables.TABLES["table4"][1][0].run, 1)
     line = {name: 0 for name in results.NEEDED["run"]} | settings.flat() | {"device": "2 × x86_64", "constants": {}}
+    line["command"] = "python"
     results.append(file, line)
     whole = file.read_bytes()
     file.write_bytes(whole + whole[:40])

@@ -1,5 +1,6 @@
 """What users' networks met: each in every precision, exported and right, or refused by name."""
 
+import itertools
 import re
 
 import keras
@@ -95,11 +96,23 @@ NETWORKS = {
     "nested": nested,
     "no Input": built_by_its_first_batch,
 }
-OFTEN = {"attention", "stateful LSTM", "classes", "nested", "no Input"}
+OFTEN = {
+    *(("attention", quantize) for quantize in PRECISIONS),
+    *(
+        ("stateful LSTM", None),
+        ("stateful LSTM", "int8"),
+        ("classes", "int8"),
+        ("nested", "int8"),
+        ("no Input", "int8"),
+    ),
+}
+CELLS = [
+    pytest.param(*cell, marks=() if cell in OFTEN else pytest.mark.every)
+    for cell in itertools.product(NETWORKS, PRECISIONS)
+]
 
 
-@pytest.mark.parametrize("quantize", PRECISIONS)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.every) for n in NETWORKS])
+@pytest.mark.parametrize(("name", "quantize"), CELLS)
 def test_exported_and_right(name, quantize, tmp_path):
     keras.utils.set_random_seed(0)
     model = NETWORKS[name]()
@@ -124,7 +137,7 @@ def test_names_of_nested_outputs_and_of_inputs(tmp_path):
     report = keras_rda.export(nested(), tmp_path / "model.tflite")
     assert report.chosen.passed
     signatures = verification.interpreter(tmp_path / "model.tflite").get_signature_list()
-    assert signatures["serve"] == {"inputs": ["my_input"], "outputs": ["boxes_0", "boxes_1", "score"]}
+    assert next(iter(signatures.values())) == {"inputs": ["my_input"], "outputs": ["boxes_0", "boxes_1", "score"]}
     x = keras.Input((4,), name="a b")
     y = keras.Input((4,), name="a_b")
     with pytest.raises(ValueError, match=r"inputs \['a b', 'a_b'\] would have the names \['a_b', 'a_b'\] in the file"):
@@ -139,6 +152,12 @@ def test_any_batch_without_an_input(tmp_path):
     assert model.inputs[0].shape == (32, 6)
     keras_rda.export(model, tmp_path / "model.tflite", "int8", data(6)[:20])  # fewer than the batch that it saw
     assert keras_rda.litert.predict(tmp_path / "model.tflite", data(6)[:3])["output_0"].shape == (3, 2)
+
+
+def test_a_batch_size_that_layers_compute_with_stays():
+    layer = layers.Lambda(lambda x: keras.ops.reshape(x, (4, 3, 2)))
+    model = keras.Sequential([keras.Input(batch_shape=(4, 6)), layer, layers.Dense(2)])
+    assert exporting.signature.flat(model) is model
 
 
 def test_state_goes_from_call_to_call(tmp_path):
@@ -168,6 +187,10 @@ def test_a_candidate_that_fails_is_a_result(tmp_path, monkeypatch):
     assert results["sparse"] == "the encoding: a fault of the encoder"
     assert report.chosen.passed
     assert "a fault of the encoder" in str(report)
+    monkeypatch.undo()
+    monkeypatch.setattr(exporting.half, "is_suspect", lambda graph: 1 / 0)
+    with pytest.raises(keras_rda.ExportError, match="division by zero"):
+        keras_rda.export(attention(), tmp_path / "model.tflite", "float16")
     monkeypatch.undo()
     run = verification.Reference.run
 
@@ -206,6 +229,18 @@ def test_float16_of_features_that_it_cannot_hold(mean, deviation, tmp_path):
     types = flatbuffer.schema().TensorType
     stored = {tensor.type for tensor in flatbuffer.read(tmp_path / "model.tflite").subgraphs[0].tensors}
     assert types.FLOAT16 in stored  # the kernels
+
+
+def test_float16_of_weights_that_are_small_altogether(tmp_path):
+    """As trained on features of 1e9 without a normalisation."""
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation="relu"), layers.Dense(2)])
+    model.layers[0].kernel.assign(1e-9 * data(4)[:8].T)
+    model.layers[0].bias.assign(np.ones(8))
+    report = keras_rda.export(model, tmp_path / "model.tflite", "float16")
+    assert "stays in float32" in report.chosen.notes[0]
+    x = 5e8 * data(4) + 1e9
+    received = keras_rda.litert.predict(tmp_path / "model.tflite", x)["output_0"]
+    np.testing.assert_allclose(received, model.predict(x, verbose=0), rtol=0, atol=0.01)
 
 
 def test_other_float16_files_are_the_converters(tmp_path):
@@ -255,6 +290,19 @@ def test_random_inputs_are_those_the_first_layers_know():
         assert high - 0.02 * (high - low) - 1e-6 < drawn[name].max() <= high + 1e-4 * high
     again = feeds.random(model, 500)
     assert all(np.array_equal(drawn[name], again[name]) for name in drawn)
+
+
+@pytest.mark.parametrize("behind", [layers.Flatten(), layers.Permute((2, 3, 1))])
+def test_statistics_of_another_order(behind):
+    """Their mean and spread are all that is known of the input."""
+    x = keras.Input((3, 4, 4))
+    normalization = layers.BatchNormalization()
+    model = keras.Model(x, normalization(behind(x)))
+    normalization.moving_mean.assign(np.full(normalization.moving_mean.shape, 7.0))
+    drawn = feeds.random(model, 100)[x.name]
+    assert drawn.shape == (100, 3, 4, 4)
+    assert abs(drawn.mean() - 7) < 0.2
+    assert abs(drawn.std() - 1) < 0.2
 
 
 def test_integer_images_and_tables_inside_other_layers():

@@ -153,7 +153,7 @@ class TargetSparsity(keras.callbacks.Callback):
             for advice in self._advice_on_others():
                 warnings.warn(f"TargetSparsity: {advice}", stacklevel=2)
 
-    def _advice_on_others(self):
+    def _advice_on_others(self, kinds=(keras.callbacks.Callback,)):
         """What to do about callbacks that choose among epochs, in some of which σ has not reached the target."""
         last = self.params["epochs"] - 1
         reached = min(last, self._first_epoch + math.ceil(self.end * (last + 1 - self._first_epoch)))
@@ -161,6 +161,8 @@ class TargetSparsity(keras.callbacks.Callback):
             f"an epoch before σ has reached its target, in epoch {reached + 1} of {last + 1}: denser ones look better"
         )
         for other in self._others:
+            if not isinstance(other, kinds):
+                continue
             if isinstance(other, keras.callbacks.EarlyStopping):
                 if other.restore_best_weights and other.start_from_epoch < reached:
                     yield (
@@ -245,8 +247,12 @@ class TargetSparsity(keras.callbacks.Callback):
         usual = f"Train longer, or let σ reach the target earlier: end is {self.end}."
         if self._first_epoch is not None and self._position < self._batches:
             usual = f"Training stopped after {self._position} of {self._batches} batches."
-        if self._first_epoch is not None and (advice := " ".join(self._advice_on_others())):
-            usual = advice
+        if self._first_epoch is not None:
+            # The weights may be as these callbacks left them.
+            changers = keras.callbacks.EarlyStopping, keras.callbacks.SwapEMAWeights
+            advice = " ".join(self._advice_on_others(changers))
+            stopped = usual if self._position < self._batches else ""
+            usual = f"{stopped} {advice}".strip() if advice else usual
         for group in self._groups:
             advice = usual
             sigma = group.measure(optimizer, optimizer.weight)

@@ -454,7 +454,7 @@ def _is_activation_cut(layer, last):
     activation = getattr(layer, "activation", None)
     if isinstance(activation, layers.PReLU):
         return activation.built and last
-    return not (isinstance(activation, layers.Layer) and activation.weights)
+    return not isinstance(activation, layers.Layer) or (activation.built and not activation.weights)
 
 
 def _is_rewritten(layer):

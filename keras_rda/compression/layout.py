@@ -81,8 +81,13 @@ def is_elementwise(activation, rank):
     """
     if activation in ELEMENTWISE:
         return True
-    if isinstance(activation, keras.layers.Layer) and activation.weights:
-        return False
+    if isinstance(activation, keras.layers.Layer):
+        try:
+            activation = _weightless_copy(activation, rank)
+        except Exception:  # it cannot be made anew
+            return False
+        if activation is None:
+            return False
     random = np.random.default_rng(0)
     x = random.choice([0.0, 1e-3, 1.0, 40.0], (2,) * (rank - 1) + (7,)) * random.normal(size=(2,) * (rank - 1) + (7,))
     order, changed = random.permutation(x.size), random.random(x.shape) > 0.5
@@ -102,6 +107,13 @@ def is_elementwise(activation, rank):
         return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in others)
     except Exception:  # whatever a function of the user's own raises
         return False
+
+
+def _weightless_copy(activation, rank):
+    """An activation layer of the same kind, which may be tried; None if it has weights."""
+    copy = type(activation).from_config(activation.get_config())
+    copy(keras.ops.zeros((2,) * rank))
+    return None if copy.weights or activation.weights else copy
 
 
 def activation_function(layer, rank):

@@ -121,7 +121,7 @@ def export(
                 break
         else:
             hint = ""
-            if quantize == "int8" and any(check.error for f in files.values() for check in f.candidate.checks):
+            if quantize == "int8" and any(check.error for check in dense.candidate.checks):
                 hint = " What int8 cannot run, quantize='dynamic' may."
             elif quantize == "int8":
                 hint = " Is representative_data typical?"
@@ -167,7 +167,12 @@ def _candidates(model, quantize, samples, directory):
         if source is None:
             continue
         try:
-            dense = convert.convert(source, quantize, samples)
+            dense, kept = convert.convert(source, quantize, samples), []
+            graph = flatbuffer.read(dense)
+            if quantize == "float16" and half.is_suspect(graph):
+                kept = half.restore(graph, flatbuffer.read(convert.convert(source)))
+                dense = flatbuffer.pack(graph) if kept else dense
+            work = weights.multiply_adds(graph)
         except Exception as error:
             if prefix:
                 files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
@@ -176,11 +181,6 @@ def _candidates(model, quantize, samples, directory):
                 f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
                 f"{_cause(error)}"
             ) from error
-        graph, kept = flatbuffer.read(dense), []
-        if quantize == "float16" and half.is_suspect(graph):
-            kept = half.restore(graph, flatbuffer.read(convert.convert(source)))
-            dense = flatbuffer.pack(graph) if kept else dense
-        work = weights.multiply_adds(graph)
         # The strategies differ only where weights are quantised.
         tensors = []
         for strategy in encode.STRATEGIES if quantize else encode.STRATEGIES[:1]:

@@ -108,9 +108,11 @@ def _draw(generator, shape, dtype, readers, indices):
             return np.where(np.isfinite(values), values, 0)
         mean, variance = _statistics(layer)
         if mean is not None:
-            if np.broadcast_shapes(mean.shape, shape) != shape:  # it lies in another order there
-                mean, variance = mean.mean(), variance.mean() + mean.var()
-            return mean + np.sqrt(variance) * generator.normal(size=shape)
+            values = generator.normal(size=shape)
+            try:
+                return (mean + np.sqrt(variance) * values).reshape(shape)
+            except ValueError:  # the layer reads them in another order
+                return mean.mean() + np.sqrt(variance.mean() + mean.var()) * values
     if dtype == "bool":
         return generator.integers(0, 2, shape)
     if "int" in dtype:

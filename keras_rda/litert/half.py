@@ -14,6 +14,7 @@ _DIGITS = 2.0**-9
 # Operators that use each entry of a constant for itself: it counts beside its own size, not beside the largest entry's.
 _ENTRY_BY_ENTRY = {"ADD", "DIV", "MAXIMUM", "MINIMUM", "MUL", "SUB"}
 _FACTORS = {"DIV", "MUL"}
+_WEIGHTED = {"BATCH_MATMUL", "CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}
 
 
 def is_suspect(model):
@@ -23,8 +24,14 @@ def is_suspect(model):
 
 def _is_suspect(values, kinds):
     size = np.abs(values.astype(np.float32))
-    # A factor of zero may be one that was too small; of other constants, what is small is lost beside the rest.
-    return bool(size.max(initial=0) >= _LARGEST or (kinds & _FACTORS and size.min(initial=1) < _NORMAL))
+    # A factor of zero may be one that was too small, and so may be weights that are all zero; of other constants, what
+    # is small is lost beside the rest.
+    smallest = 1.0
+    if kinds & _FACTORS:
+        smallest = size.min(initial=1)
+    elif kinds & _WEIGHTED and values.ndim > 1:
+        smallest = size.max(initial=0)
+    return bool(size.max(initial=0) >= _LARGEST or smallest < _NORMAL)
 
 
 def restore(model, wide):
@@ -48,9 +55,9 @@ def restore(model, wide):
         found = names.get((tensor.name, tuple(tensor.shape)), [])
         if len(found) != 1:  # whether the file is right, running it will tell
             continue
-        exact = found[0].view(np.float32)
+        exact = found[0].view(np.float32).reshape(tensor.shape)
         largest = np.abs(exact) if kinds & _ENTRY_BY_ENTRY else np.abs(exact).max(initial=0)
-        if np.all(np.abs(values.astype(np.float32) - exact) <= _DIGITS * largest):
+        if not np.any(exact) or np.all(np.abs(values.astype(np.float32) - exact) <= _DIGITS * largest):
             continue
         model.buffers.append(flatbuffer.schema().BufferT(data=found[0]))
         tensor.buffer = 0  # nobody reads it any more
@@ -76,7 +83,8 @@ def _constants(model):
         if any(flatbuffer.operator_name(model, operator) != "DEQUANTIZE" for operator in dequantizers):
             continue
         behind = [reader for operator in dequantizers for reader in readers.get(int(operator.outputs[0]), [])]
-        yield index, dequantizers, data.view(np.float16), {flatbuffer.operator_name(model, r) for r in behind}
+        values = data.view(np.float16).reshape(tensor.shape)
+        yield index, dequantizers, values, {flatbuffer.operator_name(model, reader) for reader in behind}
 
 
 def _range(values):

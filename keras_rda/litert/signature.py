@@ -4,6 +4,7 @@ import keyword
 import re
 
 import keras
+import numpy as np
 
 _FIT = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # names of TensorFlow's operators
 
@@ -12,25 +13,23 @@ def flat(model):
     """The model with outputs in one list or dict, and input names that a signature can have; itself if it has both.
 
     An output of a nested structure is named by its place in it: `{"boxes": [a, b]}` becomes `boxes_0` and `boxes_1`,
-    and of `[a, [b, c]]` the last is `output_1_1`. In names of inputs `_` replaces what cannot be. A Sequential model
-    takes any batch size, unless a layer keeps a state: without an Input, Keras gave it that of the first batch it saw.
+    and of `[a, [b, c]]` the last is `output_1_1`. In names of inputs `_` replaces what cannot be. A Sequential model of
+    a fixed batch size above 1 takes any, unless a layer keeps a state or computes with that size: without an Input,
+    Keras gave it the size of the first batch it saw.
 
     Raises:
         ValueError: two outputs or two inputs would have the same name.
     """
     names, shapes = [tensor.name for tensor in model.inputs], [tuple(tensor.shape) for tensor in model.inputs]
-    fitting, free = [_fit(name) for name in names], shapes
+    fitting = [_fit(name) for name in names]
     _check_different("inputs", fitting, names)
-    if isinstance(model, keras.Sequential) and not any(getattr(layer, "stateful", False) for layer in model.layers):
-        free = [(None, *shape[1:]) for shape in shapes]
-    if (fitting, free) != (names, shapes):
-        inputs = [
-            keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name)
-            for tensor, name, shape in zip(model.inputs, fitting, free, strict=True)
-        ]
-        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-        inputs = keras.tree.pack_sequence_as(structure, inputs)
-        model = keras.Model(inputs, model(inputs), name=model.name)
+    batch, free = shapes[0][0], None
+    if isinstance(model, keras.Sequential) and batch not in (None, 1):
+        free = _free(model, fitting, shapes)
+    if free is not None:
+        model = free
+    elif fitting != names:
+        model = _around(model, fitting, shapes)
     outputs = model.outputs[0] if isinstance(model, keras.Sequential) else model.output
     children = list(outputs.values()) if isinstance(outputs, dict) else outputs
     if not isinstance(children, (list, tuple)) or all(hasattr(child, "shape") for child in children):
@@ -40,6 +39,29 @@ def flat(model):
         places = [(f"output_{place}", tensor) for place, tensor in places]
     _check_different("outputs", [place for place, _ in places], [place for place, _ in places])
     return keras.Model(model.input, dict(places), name=model.name)
+
+
+def _around(model, names, shapes):
+    inputs = [
+        keras.Input(batch_shape=shape, dtype=tensor.dtype, name=name)
+        for tensor, name, shape in zip(model.inputs, names, shapes, strict=True)
+    ]
+    structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    inputs = keras.tree.pack_sequence_as(structure, inputs)
+    return keras.Model(inputs, model(inputs), name=model.name)
+
+
+def _free(model, names, shapes):
+    """A Sequential model with any batch size; None if it needs its own."""
+    if any(getattr(layer, "stateful", False) for layer in model.layers):
+        return None
+    try:
+        free = _around(model, names, [(None, *shape[1:]) for shape in shapes])
+        with keras.StatelessScope():
+            free(np.zeros((1, *shapes[0][1:]), model.inputs[0].dtype), training=False)
+    except Exception:  # whatever a layer makes of another batch size
+        return None
+    return free
 
 
 def _fit(name):

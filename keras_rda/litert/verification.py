@@ -176,6 +176,10 @@ class Reference:
             for name, output in self.outputs.items()
         }
 
+    def first_outputs(self):
+        """Keras' outputs in the first call."""
+        return {name: output[: len(output) // self._calls] for name, output in self.outputs.items()}
+
     def run(self, path, delegates=True):
         """What the file at `path` makes of the inputs; errors as for `predict`."""
         return _predict(path, self.inputs, delegates, self._calls)
@@ -203,8 +207,7 @@ class Reference:
         check_machine(machine)
         several = isinstance(self.inputs, dict)
         inputs = {k: v[self._few] for k, v in self.inputs.items()} if several else self.inputs[self._few]
-        # Of several calls the first.
-        outputs = {name: output[: len(output) // self._calls][self._few] for name, output in self.outputs.items()}
+        outputs = {name: output[self._few] for name, output in self.first_outputs().items()}
         results = []
         for run in aarch64.run([(path, inputs) for path in paths], repeats):
             failed = Check(machine, None, None, run.error or "")

@@ -14,15 +14,15 @@ class DualAveraging(PenalizedOptimizer):
     ```
     S_t = S_{t-1} + a_t·g_t                               gradient_sum
     A_t = A_{t-1} + a_t                                   weight_sum
-    T_t = Σ a_τ² / (max_τ a_τ)²                           time: t, if the rate is constant
+    T_t = T_{t-1} + (a_t / max(a_1, …, a_t))²             time: t, while the rate does not fall
     w_{t+1} = argmin_w ⟨S_t, w⟩ + A_t·ψ(w) + (T_t^α / 2)·‖w − w_0‖²
             = prox_{(A_t / T_t^α)·ψ}(w_0 − S_t / T_t^α)
     ```
 
     With a constant rate `a_t = 1/γ` this is the paper's step with `β_t = γ·t^α`. A learning-rate schedule weights the
-    gradients, and the steps with them: where the rate is zero, the sums, T_t and the weights stand still. (With t in
-    the place of T_t, weights go on shrinking like 1/√t while the sums stand still.) Variables without penalty take the
-    step with ψ = 0, centred on their initial values.
+    gradients, and the time with them: where the rate is zero, the sums, T_t and the weights stand still. (With t in the
+    place of T_t, weights go on shrinking like 1/√t while the sums stand still.) Variables without penalty take the step
+    with ψ = 0, centred on their initial values.
 
     Slots: `gradient_sum`; and `center`, the weights before the first step, where the centre is not zero.
 
@@ -32,6 +32,7 @@ class DualAveraging(PenalizedOptimizer):
 
     strength_in_state = False
     starts_from_weights = False
+    weighs_time = True  # whether time is T_t
 
     def __init__(self, learning_rate, penalty, center, exponent, **kwargs):
         super().__init__(learning_rate, penalty, **kwargs)
@@ -58,10 +59,11 @@ class DualAveraging(PenalizedOptimizer):
         self._weight_sum = self.add_variable(
             (2, len(variables)), dtype="float32", name="weight_sum", aggregation="only_first_replica"
         )
-        # Row 0: T_t of every variable; row 1: what rounding took from it; row 2: the largest rate so far.
-        self._time = self.add_variable(
-            (3, len(variables)), dtype="float32", name="time", aggregation="only_first_replica"
-        )
+        if self.weighs_time:
+            # Row 0: T_t of every variable; row 1: what rounding took from it; row 2: the largest rate so far.
+            self._time = self.add_variable(
+                (3, len(variables)), dtype="float32", name="time", aggregation="only_first_replica"
+            )
 
     def add_slots(self, variable, penalized):
         names = ["gradient_sum"]
@@ -76,14 +78,11 @@ class DualAveraging(PenalizedOptimizer):
         total, lost = ops.where(begins, 0.0, self._weight_sum[0]), ops.where(begins, 0.0, self._weight_sum[1])
         weight = ops.multiply(ops.cast(counts, "float32"), self._gradient_weight(rate, steps))
         self._weight_sum.assign(ops.stack(_compensated_sum(total, lost, weight)))
-        time, lost, largest = self._time[0], self._time[1], self._time[2]
-        rates = ops.multiply(ops.cast(counts, "float32"), rate)
-        new_largest = ops.maximum(largest, rates)
-        unit = ops.where(ops.greater(new_largest, 0.0), new_largest, 1.0)
-        # In units of the largest rate, so that a constant one counts whole steps.
-        before, now = ops.square(ops.divide(largest, unit)), ops.square(ops.divide(rates, unit))
-        time = _compensated_sum(ops.multiply(time, before), ops.multiply(lost, before), now)
-        self._time.assign(ops.stack([*time, new_largest]))
+        if self.weighs_time:
+            rates = ops.multiply(ops.cast(counts, "float32"), rate)
+            largest = ops.maximum(self._time[2], rates)
+            step = ops.square(ops.divide(rates, ops.where(ops.greater(largest, 0.0), largest, 1.0)))
+            self._time.assign(ops.stack([*_compensated_sum(self._time[0], self._time[1], step), largest]))
         return counts
 
     def _moves(self, index):

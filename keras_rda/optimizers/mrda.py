@@ -18,7 +18,7 @@ class MRDA(DualAveraging):
     ```
     S_t = S_{t-1} + learning_rate·g_t                     S_0 = 0, or −w_1 with start="weights"
     A_t = A_{t-1} + learning_rate                         A_0 = 0
-    T_t = Σ learning_rate² / (its largest value)²         t, if the rate is constant
+    T_t = T_{t-1} + (learning_rate / its largest so far)² t, while the rate does not fall
     w_{t+1} = prox_{(A_t / √T_t)·ψ}(−S_t / √T_t)          ℓ1: soft(−S_t / √T_t, λ·A_t / √T_t)
     ```
 

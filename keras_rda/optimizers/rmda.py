@@ -47,6 +47,7 @@ class RMDA(DualAveraging):
     """
 
     starts_from_weights = True
+    weighs_time = False
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ class SDA(DualAveraging):
 
     ```
     S_t = S_{t-1} + learning_rate·g_t
-    w_{t+1} = w_0 − S_t / √T_t                            T_t: t, if the rate is constant; see `MRDA`
+    w_{t+1} = w_0 − S_t / √T_t                            T_t: t, while the rate does not fall; see `MRDA`
     ```
 
     Args:
