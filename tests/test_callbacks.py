@@ -145,7 +145,9 @@ def test_ends_at_the_target(name, target, network, digits):
     """Warnings are errors, so training that ends elsewhere fails twice."""
 
     def cosine(rate):
-        return keras.optimizers.schedules.CosineDecay(rate, 64 * 20)
+        # The larger network reaches 0.98 with momentum's usual rate, at which the smaller one dies.
+        factor = 2 if (name, network) == ("ProxSGD-momentum", "residual") else 1
+        return keras.optimizers.schedules.CosineDecay(factor * rate, 64 * 20)
 
     sigma = train(NETWORKS[network](), STEERED[name](cosine), digits, keras_rda.TargetSparsity(target))
     assert abs(sigma[-1] - target) <= 0.005
