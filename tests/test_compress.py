@@ -879,7 +879,7 @@ def test_activations_of_all_kinds(name, tmp_path):
 def test_an_input_that_is_passed_through():
     x, number = keras.Input((4,), name="x"), keras.Input((1,), name="id")
     y = layers.Dense(2)(x)
-    for out in ([y, number], {"y": y, "id": number}, [number, number, y], number):
+    for out in ([y, number], {"y": y, "id": number}, [number, number, y]):
         model = keras.Model([x, number], out)
         smaller = keras_rda.compress(model)
         assert smaller.output_names == model.output_names
