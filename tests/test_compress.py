@@ -880,7 +880,10 @@ def test_an_input_that_is_passed_through():
     x, number = keras.Input((4,), name="x"), keras.Input((1,), name="id")
     y = layers.Dense(2)(x)
     for out in ([y, number], {"y": y, "id": number}, [number, number, y]):
-        model = keras.Model([x, number], out)
+        try:
+            model = keras.Model([x, number], out)
+        except ValueError:
+            pytest.skip("this Keras takes no input for an output yet")
         smaller = keras_rda.compress(model)
         assert smaller.output_names == model.output_names
         assert_same_outputs(model, smaller)
