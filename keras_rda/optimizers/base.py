@@ -166,6 +166,10 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             own = dict(zip(map(id, self._trainable_variables), self._penalties, strict=True))
             return [own.get(id(variable)) for variable in variables]
         excluded = self._excluded(variables, [kernels.variable_path(variable) for variable in variables])
+        return self._own_penalties(variables, excluded)
+
+    def _own_penalties(self, variables, excluded):
+        """The penalty of each of `variables`, or None; `excluded` are positions."""
         return [
             self.penalty.for_variable(variable)
             if self.penalty is not None and kernels.is_kernel(variable) and i not in excluded
@@ -179,7 +183,8 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             return
         paths = [kernels.variable_path(variable) for variable in variables]
         # Before anything is built, because these raise.
-        excluded, own_penalties = self._excluded(variables, paths), self.penalties_of(variables)
+        excluded = self._excluded(variables, paths)
+        own_penalties = self._own_penalties(variables, excluded)
         super().build(variables)
         self._excluded_positions = sorted(excluded)
         self._penalties = own_penalties
