@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import BACKEND
+from helpers import BACKEND
 
 import keras_rda
 from keras_rda import cli

@@ -10,7 +10,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, OPTIMIZERS, values
+from helpers import BACKEND, OPTIMIZERS, values
 
 # Largest difference from eager float32 training, relative to the largest weight of a variable.
 PRECISIONS = {"float32": 1e-4, "mixed_float16": 0.01, "mixed_bfloat16": 0.05, "bfloat16": 0.05}

@@ -5,7 +5,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

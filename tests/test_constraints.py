@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import compiled, small_network, values
+from helpers import compiled, small_network, values
 
 import keras_rda
 from keras_rda.kernels import is_kernel

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, compiled, compiled_steps, small_network, values, variables
+from helpers import BACKEND, compiled, compiled_steps, small_network, values, variables
 from keras import ops
 
 import keras_rda

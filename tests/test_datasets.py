@@ -3,7 +3,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 
 from keras_rda import datasets
 

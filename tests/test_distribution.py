@@ -14,7 +14,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")  
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, OPTIMIZERS
+from helpers import BACKEND, OPTIMIZERS
 
 import keras_rda
 

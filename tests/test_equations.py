@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from conftest import KINDS, compiled_steps, values, variables
+from helpers import KINDS, compiled_steps, values, variables
 from hypothesis import given
 from hypothesis import strategies as st
 

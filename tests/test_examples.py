@@ -14,7 +14,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, small_network
+from helpers import BACKEND, small_network
 from test_datasets import PREPARED
 
 import keras_rda

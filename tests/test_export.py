@@ -9,7 +9,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, small_network
+from helpers import BACKEND, small_network
 
 import keras_rda
 from keras_rda.litert import aarch64, convert, encode, verification

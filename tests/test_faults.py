@@ -10,7 +10,7 @@ import click
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, compiled, small_network, state
+from helpers import BACKEND, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import BACKEND, compiled, small_network, state
+from helpers import BACKEND, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli

@@ -7,7 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import OPTIMIZERS, compiled, small_network, values, variables
+from helpers import OPTIMIZERS, compiled, small_network, values, variables
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import BACKEND, values
+from helpers import BACKEND, values
 
 import keras_rda
 from examples.paper import checkpoint, commands, data, results, tables, training

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import BACKEND, small_network, values
+from helpers import BACKEND, small_network, values
 
 from examples.benchmarks import step_time
 from examples.paper import checkpoint, commands, queue_list, results, run_queue, tables, training, transport

@@ -6,7 +6,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 
 import keras_rda
 from keras_rda.litert import encode, exporting, feeds, flatbuffer, verification

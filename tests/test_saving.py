@@ -9,7 +9,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND, compiled, small_network, state, values, variables
+from helpers import BACKEND, compiled, small_network, state, values, variables
 
 import keras_rda
 
@@ -219,7 +219,7 @@ TRAINING = """
     import keras_rda
 
     sys.path.insert(0, sys.argv[1])
-    from conftest import compiled, small_network, state
+    from helpers import compiled, small_network, state
 
     class Kill(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):

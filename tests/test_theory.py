@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from conftest import BACKEND, compiled_steps
+from helpers import BACKEND, compiled_steps
 
 import keras_rda
 

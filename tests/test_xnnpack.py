@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
+from helpers import BACKEND
 from test_aarch64 import needs_emulation
 
 import keras_rda

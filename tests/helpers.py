@@ -1,0 +1,128 @@
+"""What tests build and compare: the optimizers under test, tiny models, their values, processes that are killed."""
+
+import contextlib
+import os
+import signal
+import time
+import warnings
+
+import keras
+import numpy as np
+
+import keras_rda
+
+BACKEND = keras.backend.backend()
+
+# Every optimizer with arguments under which a tiny problem ends with zeros (where the method can have zeros).
+OPTIMIZERS = {
+    "SDA": lambda **kwargs: keras_rda.SDA(**{"learning_rate": 0.1, **kwargs}),
+    "RDA": lambda **kwargs: keras_rda.RDA(**{"learning_rate": 0.1, "penalty": 0.01, **kwargs}),
+    "MRDA": lambda **kwargs: keras_rda.MRDA(**{"learning_rate": 0.1, "penalty": 0.01, **kwargs}),
+    "MRDA-initial": lambda **kwargs: keras_rda.MRDA(
+        **{"learning_rate": 0.1, "penalty": 0.01, "center": "initial", **kwargs}
+    ),
+    "MRDA-weights": lambda **kwargs: keras_rda.MRDA(
+        **{"learning_rate": 0.1, "penalty": 0.01, "start": "weights", **kwargs}
+    ),
+    "ProxSGD": lambda **kwargs: keras_rda.ProxSGD(**{"learning_rate": 0.1, "penalty": 0.1, **kwargs}),
+    "ProxSGD-momentum": lambda **kwargs: keras_rda.ProxSGD(
+        **{"learning_rate": 0.02, "penalty": 0.1, "momentum": 0.9, "exponent": 0.0, **kwargs}
+    ),
+    "SqrtProxSGD": lambda **kwargs: keras_rda.SqrtProxSGD(**{"learning_rate": 0.1, "penalty": 1e-4, **kwargs}),
+    "RMDA": lambda **kwargs: keras_rda.RMDA(**{"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9, **kwargs}),
+    "XRDA": lambda **kwargs: keras_rda.XRDA(**{"learning_rate": 0.5, "penalty": 1e-3, **kwargs}),
+}
+
+KINDS = ("MRDA", "XRDA")  # a sum; all kinds of slots
+
+
+def small_network(kernel_initializer="glorot_uniform"):
+    """A convolution, normalisation and a dense layer on 8×8 images: kernels, bias, scale, offset; quick to trace."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((8, 8, 1)),
+            layers.Conv2D(8, 3, strides=2, use_bias=False, kernel_initializer=kernel_initializer),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(10, kernel_initializer=kernel_initializer),
+        ]
+    )
+
+
+def compiled(model, optimizer, **kwargs):
+    model.compile(
+        optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **kwargs,
+    )
+    return model
+
+
+def fit(model, digits, callbacks, **kwargs):
+    return model.fit(
+        digits[0][:64], digits[1][:64], batch_size=32, **{"verbose": 0, "epochs": 2, **kwargs}, callbacks=callbacks
+    )
+
+
+def variables(*arrays, dtype="float32"):
+    """Keras variables named like a layer's: `kernel` for rank ≥ 2, else `bias`."""
+    return [
+        keras.Variable(np.asarray(array), dtype=dtype, name="kernel" if np.ndim(array) > 1 else "bias")
+        for array in arrays
+    ]
+
+
+def values(items):
+    """The values of variables as NumPy arrays."""
+    return [keras.ops.convert_to_numpy(item) for item in items]
+
+
+def state(model):
+    """All bits of a model and its optimizer."""
+    return values(model.variables) + values(model.optimizer.variables)
+
+
+def compiled_steps(optimizer, variable, gradients):
+    """Yield the variable after each compiled update."""
+    optimizer.build([variable])
+    if keras.backend.backend() == "jax":
+        import jax
+
+        apply = jax.jit(optimizer.stateless_apply)
+        state, trained = [v.value for v in optimizer.variables], [variable.value]
+        for gradient in gradients:
+            trained, state = apply(state, [gradient], trained)
+            yield np.asarray(trained[0])
+        for own, value in zip([variable, *optimizer.variables], [*trained, *state], strict=True):
+            own.assign(value)
+    else:
+        import tensorflow as tf
+
+        apply = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), jit_compile=True)
+        for gradient in gradients:
+            apply(tf.constant(gradient))
+            yield values([variable])[0]
+
+
+def in_child(function, *arguments, marker=None, kill_after=None):
+    """Run a function in a forked process, killed so many seconds after `marker` is there; return its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns of fork(), but has computed nothing in this process
+        child = os.fork()
+    if not child:
+        status = 1
+        with contextlib.suppress(BaseException):
+            function(*arguments)
+            status = 0
+        os._exit(status)
+    while kill_after is not None:
+        if marker is None or marker.exists():
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)
+            break
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
