@@ -6,7 +6,6 @@ hands FULLY_CONNECTED operators blocks that the runtime reads wrongly.)
 """
 
 import copy
-import dataclasses
 import math
 
 import numpy as np
@@ -143,13 +142,12 @@ def _make_sparse(graph, index, route, sparsity):
     # Without quantisation parameters, which only DENSIFY's result needs: they are 12 bytes a channel.
     source = graph.add_tensor(tensor.shape, tensor.type, buffer=tensor.buffer, sparsity=sparsity)
     tensor.buffer = 0
-    densify = "DENSIFY", [source]
     if route is Route.FLOAT32 and graph.kind(readers[0]) == "DEQUANTIZE":
         for operator in readers:  # DENSIFY's result is what they computed
-            graph.replace(operator, [(*densify, operator.outputs, code.DensifyOptionsT())])
+            graph.replace(operator, [("DENSIFY", [source], operator.outputs, code.DensifyOptionsT())])
         return
     result, place = index, graph.operators.index(readers[0])
-    graph.add_operator(place, *densify, [index], code.DensifyOptionsT())
+    graph.add_operator(place, "DENSIFY", [source], [index], code.DensifyOptionsT())
     if route is Route.DEQUANTIZE:
         result = graph.add_tensor(tensor.shape, code.TensorType.FLOAT32)
         graph.add_operator(place + 1, "DEQUANTIZE", [index], [result], code.DequantizeOptionsT())

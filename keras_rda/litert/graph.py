@@ -152,6 +152,11 @@ class Graph:
             found.append(int(producer.inputs[0]))
         return found
 
+    def constant(self, index):
+        """The tensor in which a constant is stored, itself or what is unpacked to it; None of what is computed."""
+        stored = self.sources(index)[-1]
+        return stored if self.is_stored(stored) else None
+
     def add_tensor(self, shape, type_, **fields):
         """Append a tensor; return its number.
 

@@ -93,7 +93,7 @@ def _width(largest):
 
 
 def describe(sparsity):
-    """Bytes of all segments and indices, and a description such as `"sparse, 1-byte indices"`: the last level's, most."""
+    """The bytes of all segments and indices, and a description such as `"sparse, 1-byte indices"`, of the last level's."""
     vectors = [
         vector.values
         for level in sparsity.dimMetadata
