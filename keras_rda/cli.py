@@ -1,14 +1,11 @@
 """`keras-rda`: inspect, compress, export, verify and benchmark models from the command line."""
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
 import pathlib
-import signal
 import sys
-import tempfile
 import zipfile
 
 import click
@@ -19,13 +16,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import keras_rda
-from keras_rda import metrics, output
-from keras_rda.litert import convert, flatbuffer, report, verification, weights
+from keras_rda import isolation, metrics, output
+from keras_rda.litert import convert, flatbuffer, report, weights
+from keras_rda.litert.machines import MACHINES
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 _file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-_machine_option = click.option("--machine", type=click.Choice(verification.MACHINES), help="Run the file there too.")
+_machine_option = click.option("--machine", type=click.Choice(MACHINES), help="Run the file there too.")
 _data_option = click.option(
     "--representative-data",
     type=_file,
@@ -43,51 +40,16 @@ class _Commands(click.Group):
         except click.exceptions.Exit:  # of --help: a RuntimeError, but none of ours
             raise
         except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-            raise click.ClickException(verification.one_line(error)) from error
+            raise click.ClickException(output.one_line(error)) from error
 
 
 def run():
     """The installed command: `main`, on Linux in a process of its own.
 
     TensorFlow, HDF5 and LiteRT trust what they read: a file that was damaged, by chance or on purpose, can end the
-    process. Here that is an error like others. (Elsewhere than on Linux, libraries do not bear a fork.)
+    process. Here that is an error like others.
     """
-    if sys.platform != "linux":
-        main()
-    parent, signals = os.getpid(), (signal.SIGINT, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # until they reach the child
-    child = os.fork()
-    if not child:
-        os.setpgid(0, 0)  # so that the terminal's Ctrl-C reaches it by the parent alone, once
-        # Not to go on alone when the parent is killed (or was already).
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        if os.getppid() == parent:
-            main()
-        os._exit(1)
-    stopped = []
-
-    def stop(number, frame):
-        stopped.append(number)
-        os.kill(child, number)
-
-    for number in signals:
-        signal.signal(number, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-    # Not reaped before the handlers are gone: its number may be another process' then.
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    for number in signals:
-        signal.signal(number, signal.SIG_IGN)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if stopped and code < 0:
-        sys.exit(128 + stopped[0])  # as shells put it
-    if code < 0:
-        print(
-            f"Error: the process that read the file ended with {signal.Signals(-code).name}: the file is damaged, "
-            "needs more memory than there is, or meets a fault of TensorFlow or LiteRT.",
-            file=sys.stderr,
-        )
-    sys.exit(1 if code < 0 else code)
+    isolation.run(main)
 
 
 @click.group(cls=_Commands)
@@ -121,11 +83,8 @@ def compress(source, target, fold_batch_norm, as_json):
     _check_folder(target)
     with _working(f"Compressing {source.name}"):
         smaller, result = keras_rda.compress(_load(source), fold_batch_norm=fold_batch_norm, report=True)
-        # Beside the target and then renamed: what was there survives a failure.
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
-            beside = pathlib.Path(directory) / target.name
-            smaller.save(beside)
-            output.move(beside, target)
+        with output.replacing(target) as unfinished:
+            smaller.save(unfinished)
     _show(result, result.to_dict(), as_json)
 
 
@@ -159,7 +118,7 @@ def verify_command(model, file, representative_data, machine, as_json):
     """Compare the outputs of the LiteRT FILE with those of MODEL (.keras); exit status 1 if they differ."""
     with _working(f"Verifying {file.name}"):
         data = None if representative_data is None else _arrays(representative_data)
-        checks = verification.verify(_load(model), file, data, machine)
+        checks = keras_rda.litert.verify(_load(model), file, data, machine)
     table = Table("runtime", "difference from Keras", "accepted", "result")
     for check in checks:
         numbers = [check.error, ""] if check.error else [f"{check.largest:.3g}", f"{check.tolerance:.3g}"]
@@ -202,7 +161,7 @@ def _load(path):
         if "safe_mode" in str(error):
             reason = "it carries Python code (a Lambda layer), which this command does not run"
         else:
-            reason = verification.one_line(error)
+            reason = output.one_line(error)
         advice = "If you trust it, or it has layers of your own, import those and call keras_rda from Python."
         raise ValueError(f"'{path}' cannot be loaded: {reason.rstrip('.')}. {advice}") from error
 

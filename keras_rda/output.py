@@ -1,7 +1,9 @@
 """How results leave the package: as text for people, and as files that are whole or not there."""
 
+import contextlib
 import os
 import pathlib
+import re
 import unicodedata
 
 from rich.console import Console
@@ -26,9 +28,40 @@ def printable(line):
     return "".join("\N{REPLACEMENT CHARACTER}" if _commands(letter) else letter for letter in line)
 
 
+def one_line(error):
+    """The line of an error's message that says something, without colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [printable(line.strip()) for line in text.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # TensorFlow puts the trace of a traced function first, Keras the name of the layer.
+    if lines[0].startswith("in user code:"):
+        return lines[-1]
+    return lines[1] if lines[0].startswith("Exception encountered when calling") and len(lines) > 1 else lines[0]
+
+
 def _commands(letter):
     """Control characters, halves of surrogate pairs, and what reverses the direction of text."""
     return (unicodedata.category(letter) in ("Cc", "Cs") and letter != "\t") or letter in _DIRECTIONS
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Write a file beside `path`, and put it in place when it is whole: what was there survives a failure or a kill.
+
+        with replacing("model.keras") as unfinished:
+            model.save(unfinished)
+
+    Yields the path to write to, which ends as `path` does. A kill may leave it behind; the next to write there, of whom
+    there can be one at a time, overwrites it.
+    """
+    path = pathlib.Path(path)
+    unfinished = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield unfinished
+        move(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def move(unfinished, path):

@@ -48,24 +48,27 @@ def _fresh_state():
     keras.config.set_floatx("float32")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _exported_files_run_on_aarch64(tmp_path_factory):
-    """Where AArch64 is set up, every file that the tests of a module export runs there too, in one process."""
+@pytest.fixture(scope="module")
+def runs_on_aarch64(tmp_path_factory):
+    """Where AArch64 is set up, every file that the tests of a module export runs there too, in one process.
+
+    For modules that export: `pytestmark = pytest.mark.usefixtures("runs_on_aarch64")`.
+    """
     if BACKEND != "tensorflow" or not aarch64.is_ready():
         yield
         return
-    folder, exported, original = tmp_path_factory.mktemp("aarch64"), [], exporting._check
+    folder, exported, original = tmp_path_factory.mktemp("aarch64"), [], exporting.check
 
-    def check(reference, file, *arguments):
-        result = original(reference, file, *arguments)
+    def check(reference, file, dense, tolerances, machine):
+        result = original(reference, file, dense, tolerances, machine)
         if all(check.passed for check in result[0]):
             copy = folder / f"{len(exported)}.tflite"
             copy.write_bytes(file.path.read_bytes())
-            exported.append((copy, reference, arguments[1]))
+            exported.append((copy, reference, tolerances))
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "_check", check)
+        patch.setattr(exporting, "check", check)
         yield
     runs = aarch64.run([(path, reference.inputs) for path, reference, _ in exported]) if exported else []
     for run, (_, reference, tolerances) in zip(runs, exported, strict=True):

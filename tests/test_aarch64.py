@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from keras_rda.litert import aarch64
+from keras_rda.litert.machines.aarch64_set_up import small_file
 
 needs_emulation = pytest.mark.skipif(
     not aarch64.is_ready(), reason="AArch64 emulation is not set up: python3 -m keras_rda.litert.aarch64"
@@ -17,7 +18,7 @@ HERE = [sys.executable]
 
 @pytest.fixture
 def file(tmp_path):
-    (tmp_path / "small.tflite").write_bytes(aarch64._small_file())
+    (tmp_path / "small.tflite").write_bytes(small_file())
     return tmp_path / "small.tflite"
 
 

@@ -15,7 +15,10 @@ import keras_rda
 from keras_rda.litert import aarch64, convert, encode, verification
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorFlow's converter
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
+    pytest.mark.usefixtures("runs_on_aarch64"),
+]
 
 
 def sparsify(model, share=0.9, seed=0, alive=True):

@@ -24,9 +24,13 @@ from helpers import BACKEND, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli
-from keras_rda.litert import flatbuffer, verification, weights, xnnpack
+from keras_rda.litert import flatbuffer, metadata, weights, xnnpack
+from keras_rda.output import one_line
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each needs no imports")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each needs no imports"),
+    pytest.mark.usefixtures("runs_on_aarch64"),
+]
 litert = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 BATCH = 50  # damaged models that one process reads
 NUMBERS = (0, 1, 2, 3, 127, 255, 2**15, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
@@ -141,8 +145,8 @@ def look_into(content):
     model = flatbuffer.read(content)
     weights.stored(model)
     xnnpack.analyze(model)
-    verification.quantization(model)
-    verification.output_steps(model)
+    metadata.quantization(model)
+    metadata.output_steps(model)
 
 
 @litert
@@ -338,7 +342,7 @@ def test_names_are_no_markup_and_command_no_terminal(files, tmp_path):
     assert "\x1b" not in done.output
     done = CliRunner().invoke(cli.main, ["inspect", str(tmp_path / "\x1b[2J[red].tflite")])
     assert done.exit_code == 2
-    assert "\x1b" not in verification.one_line(ValueError("a\x1b[2Jb"))
+    assert "\x1b" not in one_line(ValueError("a\x1b[2Jb"))
 
 
 @litert

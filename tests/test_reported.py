@@ -9,11 +9,13 @@ import pytest
 from helpers import BACKEND
 
 import keras_rda
-from keras_rda.litert import encode, exporting, feeds, flatbuffer, verification
+from keras_rda.litert import candidates, convert, encode, feeds, flatbuffer, signature, verification
+from keras_rda.litert.machines import here
 
 pytestmark = [
     pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
+    pytest.mark.usefixtures("runs_on_aarch64"),
 ]
 layers = keras.layers
 PRECISIONS = (None, "float16", "dynamic", "int8")
@@ -136,7 +138,7 @@ def test_exported_and_right(name, quantize, tmp_path):
 def test_names_of_nested_outputs_and_of_inputs(tmp_path):
     report = keras_rda.export(nested(), tmp_path / "model.tflite")
     assert report.chosen.passed
-    signatures = verification.interpreter(tmp_path / "model.tflite").get_signature_list()
+    signatures = here.interpreter(tmp_path / "model.tflite").get_signature_list()
     assert next(iter(signatures.values())) == {"inputs": ["my_input"], "outputs": ["boxes_0", "boxes_1", "score"]}
     x = keras.Input((4,), name="a b")
     y = keras.Input((4,), name="a_b")
@@ -157,7 +159,7 @@ def test_any_batch_without_an_input(tmp_path):
 def test_a_batch_size_that_layers_compute_with_stays():
     layer = layers.Lambda(lambda x: keras.ops.reshape(x, (4, 3, 2)))
     model = keras.Sequential([keras.Input(batch_shape=(4, 6)), layer, layers.Dense(2)])
-    assert exporting.signature.flat(model) is model
+    assert signature.flat(model) is model
 
 
 def test_state_goes_from_call_to_call(tmp_path):
@@ -188,7 +190,7 @@ def test_a_candidate_that_fails_is_a_result(tmp_path, monkeypatch):
     assert report.chosen.passed
     assert "a fault of the encoder" in str(report)
     monkeypatch.undo()
-    monkeypatch.setattr(exporting.half, "is_suspect", lambda graph: 1 / 0)
+    monkeypatch.setattr(candidates.half, "is_suspect", lambda graph: 1 / 0)
     with pytest.raises(keras_rda.ExportError, match="division by zero"):
         keras_rda.export(attention(), tmp_path / "model.tflite", "float16")
     monkeypatch.undo()
@@ -248,8 +250,8 @@ def test_other_float16_files_are_the_converters(tmp_path):
     x = keras.Input((8, 8, 3))
     y = layers.BatchNormalization()(layers.Conv2D(8, 3, use_bias=False)(layers.Rescaling(1 / 255)(x)))
     model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(layers.ReLU()(y))))
-    graph = flatbuffer.read(exporting.convert.convert(model, "float16"))
-    assert not exporting.half.is_suspect(graph)
+    graph = flatbuffer.read(convert.convert(model, "float16"))
+    assert not candidates.half.is_suspect(graph)
 
 
 def test_random_inputs_are_those_the_first_layers_know():

@@ -11,6 +11,7 @@ from test_aarch64 import needs_emulation
 
 import keras_rda
 from keras_rda.litert import aarch64, encode, flatbuffer, repair, xnnpack
+from keras_rda.litert.machines.aarch64_set_up import small_file
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorFlow's converter
@@ -172,7 +173,7 @@ def test_files_that_are_none(tmp_path):
         xnnpack.sparse_kernels(tmp_path / "text.tflite")
     with pytest.raises(FileNotFoundError):
         xnnpack.sparse_kernels(tmp_path / "none.tflite")
-    (tmp_path / "small.tflite").write_bytes(aarch64._small_file())
+    (tmp_path / "small.tflite").write_bytes(small_file())
     found = xnnpack.sparse_kernels(tmp_path / "small.tflite")
     assert not found.eligible
     assert "There is no 1×1 convolution with stride 1 in floating point." in found.reasons

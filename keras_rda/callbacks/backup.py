@@ -66,15 +66,10 @@ class Backup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
-        unfinished = self.path.with_name(f"{self.path.name}.part")
-        try:
-            with unfinished.open("wb") as file:
-                # As bytes: NumPy's files have no bfloat16.
-                packed = [np.frombuffer(a.tobytes(), "uint8") for a in arrays]
-                np.savez(file, *packed, epoch=epoch + 1, kind=self._kind())
-            output.move(unfinished, self.path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        with output.replacing(self.path) as unfinished, unfinished.open("wb") as file:
+            # As bytes: NumPy's files have no bfloat16.
+            packed = [np.frombuffer(a.tobytes(), "uint8") for a in arrays]
+            np.savez(file, *packed, epoch=epoch + 1, kind=self._kind())
 
     def on_train_end(self, logs=None):
         if self.delete_checkpoint:

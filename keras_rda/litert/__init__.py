@@ -5,8 +5,9 @@ import importlib
 from keras_rda.litert import xnnpack
 from keras_rda.litert.exporting import ExportError, export
 from keras_rda.litert.latency import Latency, benchmark
+from keras_rda.litert.machines.here import predict
 from keras_rda.litert.report import ExportReport
-from keras_rda.litert.verification import Check, predict, verify
+from keras_rda.litert.verification import Check, verify
 
 __all__ = [
     "Check",

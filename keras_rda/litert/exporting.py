@@ -3,36 +3,20 @@
 import dataclasses
 import gzip
 import pathlib
-import re
 import tempfile
 import warnings
-from typing import Literal
 
 import keras
-import numpy as np
 
-from keras_rda import _keras, compression, metrics, output
+from keras_rda import _keras, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
-from keras_rda.litert import convert, encode, feeds, flatbuffer, half, repair, signature, verification, weights, xnnpack
-from keras_rda.litert.latency import benchmark
-from keras_rda.litert.report import Candidate, ExportReport
-from keras_rda.types import Data, Path, Quantization
-
-# The dense file's own rounding counts: a file with its zeros encoded may not be much worse.
-_ROUNDING_FACTOR = 1.5
-
-
-class ExportError(RuntimeError):
-    """A file could not be made, or was wrong; nothing was left at the path."""
-
-
-@dataclasses.dataclass
-class _File:
-    """A candidate with its content."""
-
-    candidate: Candidate
-    path: pathlib.Path | None = None  # None: it could not be made
-    tensors: list = dataclasses.field(default_factory=list)
+from keras_rda.litert import candidates, convert, feeds, signature, verification, xnnpack
+from keras_rda.litert.candidates import ExportError
+from keras_rda.litert.latency import in_turns
+from keras_rda.litert.machines import check_machine, here
+from keras_rda.litert.reference import Reference
+from keras_rda.litert.report import ExportReport
+from keras_rda.types import Data, Machine, Path, Quantization
 
 
 def export(
@@ -40,7 +24,7 @@ def export(
     path: Path,
     quantize: Quantization | None = None,
     representative_data: Data | None = None,
-    machine: Literal["aarch64"] | None = None,
+    machine: Machine | None = None,
 ) -> ExportReport:
     """Write `model` as the smallest LiteRT file that is right.
 
@@ -91,10 +75,10 @@ def export(
             "activations are found. quantize='dynamic' needs none."
         )
     if machine is not None:
-        verification.check_machine(machine)
+        check_machine(machine)
     model = signature.flat(model)
     samples = None if representative_data is None else feeds.given(model, representative_data)
-    reference = verification.Reference(model, samples, quantized=quantize is not None)
+    reference = Reference(model, samples, quantized=quantize is not None)
     if not reference.finite:
         raise ExportError(f"The model '{model.name}' itself has outputs that are not finite {reference.origin}.")
     kernels = metrics.summarize([variable for variable in model.weights if is_kernel(variable)])
@@ -107,29 +91,11 @@ def export(
         )
     # In the same directory, so that the rename is atomic; hidden and removed whatever happens.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
-        files = _candidates(model, quantize, samples, pathlib.Path(directory))
+        files = candidates.make(model, quantize, samples, pathlib.Path(directory))
         dense = files["dense"]
-        tolerances = _tolerances(reference, dense, quantize)
-        tried = []
-        for file in sorted(files.values(), key=lambda file: file.candidate.bytes):
-            ratio = None
-            if file.path is not None:
-                checks, ratio = _check(reference, file, dense, tolerances, machine)
-                file.candidate = dataclasses.replace(file.candidate, checks=tuple(checks))
-            tried.append(file.candidate.result)
-            if file.candidate.passed:
-                break
-        else:
-            hint = ""
-            if quantize == "int8" and any(check.error for check in dense.candidate.checks):
-                hint = " What int8 cannot run, quantize='dynamic' may."
-            elif quantize == "int8":
-                hint = " Is representative_data typical?"
-            raise ExportError(
-                f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
-                f"{'; '.join(dict.fromkeys(tried))}.{hint}"
-            )
-        lost = [f"{n} of {of} channels of '{name}'" for name, n, of in (reference.lost(file.path) if quantize else [])]
+        file, ratio = _choose(model, path, files, reference, quantize, machine)
+        lost = verification.lost(reference, file.path) if quantize else []
+        lost = [f"{number} of {channels} channels of '{name}'" for name, number, channels in lost]
         report = ExportReport(
             path=str(path),
             chosen=file.candidate,
@@ -142,7 +108,7 @@ def export(
             sparsity=sparsity,
             tensors=tuple(file.tensors),
             latency=_latency(files, file),
-            kernels=xnnpack.sparse_kernels(file.path),
+            kernels=file.kernels or xnnpack.analyze(file.model)[0],
             kernels_here=xnnpack.here() or "",
             emulated_ratio=ratio,
             lost=tuple(lost),
@@ -157,137 +123,75 @@ def export(
     return report
 
 
-def _candidates(model, quantize, samples, directory):
-    """Every way to write the model: dict of name → `_File`, with `"dense"` among them.
-
-    What fails on the way to one of them is its result; only without the dense file there is none to measure others by.
-    """
-    files, contents = {}, set()
-    for prefix, source in (("", model), ("compressed, ", _compressed(model))):
-        if source is None:
-            continue
-        try:
-            dense, kept = convert.convert(source, quantize, samples), []
-            graph = flatbuffer.read(dense)
-            if quantize == "float16" and half.is_suspect(graph):
-                kept = half.restore(graph, flatbuffer.read(convert.convert(source)))
-                dense = flatbuffer.pack(graph) if kept else dense
-            work = weights.multiply_adds(graph)
-        except Exception as error:
-            if prefix:
-                files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
-                continue
-            raise ExportError(
-                f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
-                f"{_cause(error)}"
-            ) from error
-        # The strategies differ only where weights are quantised.
-        tensors = []
-        for strategy in encode.STRATEGIES if quantize else encode.STRATEGIES[:1]:
-            name = prefix + ("sparse" if strategy == encode.STRATEGIES[0] else f"sparse, {strategy}")
-            try:
-                sparse, tensors = encode.encode(graph, strategy)
-                tensors = weights.in_order(tensors, work)
-                notes = repair.repair_tails(sparse)
-                if quantize:
-                    verification.mark(sparse, quantize)
-                content = flatbuffer.pack(sparse)
-            except Exception as error:
-                files[name] = _failed(name, "the encoding", error)
-                continue
-            if content in contents or all(tensor.encoding == "dense" for tensor in tensors):
-                continue
-            contents.add(content)
-            files[name] = _write(directory, name, content, tensors, kept + notes)
-        everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
-        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, everything_dense, kept)
-    return files
+def _choose(model, path, files, reference, quantize, machine):
+    """The smallest file that is right, and on the machine the time of the dense file over its own."""
+    dense = files["dense"]
+    plain = _plain(reference, dense) if quantize else None
+    tolerances = verification.tolerances(reference.outputs, quantize, dense.model, plain)
+    tried = []
+    for file in sorted(files.values(), key=lambda file: file.candidate.bytes):
+        ratio = None
+        if file.path is not None:
+            checks, ratio = check(reference, file, dense, tolerances, machine)
+            file.candidate = dataclasses.replace(file.candidate, checks=tuple(checks))
+        if file.candidate.passed:
+            return file, ratio
+        tried.append(file.candidate.result)
+    hint = ""
+    if quantize == "int8" and any(check.error for check in dense.candidate.checks):
+        hint = " What int8 cannot run, quantize='dynamic' may."
+    elif quantize == "int8":
+        hint = " Is representative_data typical?"
+    raise ExportError(
+        f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
+        f"{'; '.join(dict.fromkeys(tried))}.{hint}"
+    )
 
 
-def _failed(name, what, error):
-    return _File(Candidate(name, 0, (verification.failed(what, error),)))
-
-
-def _write(directory, name, content, tensors, notes):
-    path = directory / f"{name}.tflite"
-    path.write_bytes(content)
-    return _File(Candidate(name, len(content), notes=tuple(notes)), path, tensors)
-
-
-def _compressed(model):
-    """The model without its dead channels; None if it has none, or none that can be removed."""
-    if not compression.is_supported(model):
-        return None
+def _plain(reference, dense):
+    """What the dense file makes of the inputs in the plainest runtime; None if it does not run."""
     try:
-        smaller = compression.compress(model)
-    except Exception as error:  # none is known; the file can be written without
-        warnings.warn(f"Channels were not removed, as compress() failed: {verification.one_line(error)}", stacklevel=4)
+        return reference.run(dense.path, delegates=False)
+    except Exception:  # whatever the runtime makes of it, `check` says so
         return None
-    return smaller if smaller.count_params() < model.count_params() else None
 
 
-def _tolerances(reference, dense, quantize):
-    """How far from Keras' each output may be.
+def check(reference, file, dense, tolerances, machine):
+    """A candidate's checks, and on the machine the time of the dense file over its own.
 
-    A quantised file rounds; one with its zeros encoded may not be worse than the dense one in the plainest runtime.
+    Tests wrap this function to see every file that was found right (`tests/conftest.py`).
     """
-    tolerances = reference.tolerances()
-    if quantize:
-        steps = verification.output_steps(flatbuffer.read(dense.path))
-        try:
-            plain = reference.run(dense.path, delegates=False)
-        except Exception:  # whatever the runtime makes of it, `_check` says so
-            plain = {}
-        for name, expected in reference.outputs.items():
-            rounding = verification.difference(expected, plain[name]) if name in plain else np.inf
-            most = verification.QUANTIZED_TOLERANCE[quantize] * verification.magnitude(expected)
-            tolerances[name] += min(_ROUNDING_FACTOR * rounding, most) + steps.get(name, 0)
-    return tolerances
-
-
-def _check(reference, file, dense, tolerances, machine):
-    """The file's checks, and on the machine the time of the dense file over its own."""
     try:
-        checks, ratio = reference.check(file.path, tolerances), None
+        checks, ratio = verification.check(reference, file.path, tolerances), None
     except Exception as error:  # its result, not the export's: another candidate may do
         return [verification.failed("this machine", error)], None
     if machine is not None and all(check.passed for check in checks):
         paths = [file.path] if file is dense else [file.path, dense.path]
-        (check, seconds), *others = reference.check_on(machine, paths, tolerances, repeats=5)
-        checks.append(check)
+        (there, seconds), *others = verification.check_on(machine, reference, paths, tolerances, repeats=5)
+        checks.append(there)
         if seconds and others and others[0][1]:
             ratio = others[0][1] / seconds
     return checks, ratio
 
 
-def _latency(files, written):
-    """Of the dense file, the sparse one, the compressed ones and the one that is written, as far as they run."""
-    made = {name: file.path for name, file in files.items() if file.path is not None}
-    timed = {name: made[name] for name in ("dense", "sparse", "compressed, dense") if name in made}
-    timed[written.candidate.name] = written.path
-    for name in [name for name, path in timed.items() if path != written.path]:
+def _latency(files, chosen):
+    """Of the dense file, the sparse one, the compressed ones and the one that is chosen, as far as they run."""
+    timed = {name: files[name] for name in ("dense", "sparse", "compressed, dense") if name in files}
+    timed[chosen.candidate.name] = chosen
+    invocations = {}
+    for name, file in timed.items():
+        if file.path is None:
+            continue
         try:
-            verification.interpreter(timed[name]).allocate_tensors()
+            invocations[name] = here.invocation(file.path)
         except (RuntimeError, ValueError):
-            del timed[name]
-    return tuple(benchmark(timed, seconds=0.3))
+            if file is chosen:
+                raise
+    return tuple(in_turns(invocations, seconds=0.3))
 
 
 def _gzip_bytes(path):
     return len(gzip.compress(path.read_bytes(), compresslevel=6))
-
-
-def _cause(error):
-    """The converter's words in a line, without the trace of the graph."""
-    operators = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
-    if not operators:
-        return verification.one_line(error)
-    advice = ""
-    if any("TensorList" in name for name in operators):
-        advice = " Recurrent layers need unroll=True."
-    if "BitwiseAnd" in operators:  # by which Keras tells −0 from 0
-        advice = " keras.ops.argmax and argmin do: end the model before them, and apply them to its outputs."
-    return f"it needs TensorFlow's own {', '.join(operators)}.{advice}"
 
 
 def _check_path(path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from keras_rda.litert import verification
+from keras_rda.litert.machines import here
 from keras_rda.types import Path
 
 
@@ -49,34 +49,27 @@ def benchmark(
         raise TypeError(
             f"benchmark: files must be a dict of name → path, such as {{'dense': path}}; received {files!r}."
         )
-    invocations = [_invocation(path) for path in files.values()]
-    first = sum(_timed(invocation) for _ in range(2) for invocation in invocations) / 2  # the first round warms up
-    rounds = int(np.clip(seconds * len(files) / max(first, 1e-9), 5, 1000))
-    times = np.empty((rounds, len(files)))
+    for path in files.values():
+        here.read(path)
+    return in_turns({name: here.invocation(path) for name, path in files.items()}, seconds, progress)
+
+
+def in_turns(invocations, seconds, progress=None):
+    """`benchmark` of functions: a dict of name → what runs a file once."""
+    functions = list(invocations.values())
+    first = sum(_timed(function) for _ in range(2) for function in functions) / 2  # the first round warms up
+    rounds = int(np.clip(seconds * len(functions) / max(first, 1e-9), 5, 1000))
+    times = np.empty((rounds, len(functions)))
     for number in range(rounds):
-        for index in np.roll(np.arange(len(files)), number):  # no file always follows the same other
-            times[number, index] = _timed(invocations[index])
+        for index in np.roll(np.arange(len(functions)), number):  # no file always follows the same other
+            times[number, index] = _timed(functions[index])
         if progress is not None:
             progress((number + 1) / rounds)
     quartiles = np.percentile(times, [50, 25, 75], axis=0).T
     return [
         Latency(name, float(median), float(lower), float(upper), rounds)
-        for name, (median, lower, upper) in zip(files, quartiles, strict=True)
+        for name, (median, lower, upper) in zip(invocations, quartiles, strict=True)
     ]
-
-
-def _invocation(path):
-    interpreter = verification.interpreter(path)
-    random = np.random.default_rng(0)
-    details = interpreter.get_input_details()
-    shapes = [[1 if size == -1 else int(size) for size in detail["shape_signature"]] for detail in details]
-    for detail, shape in zip(details, shapes, strict=True):
-        interpreter.resize_tensor_input(detail["index"], shape)
-    interpreter.allocate_tensors()
-    for detail, shape in zip(details, shapes, strict=True):
-        draw = random.uniform(-1, 1, shape) if np.issubdtype(detail["dtype"], np.floating) else np.zeros(shape)
-        interpreter.set_tensor(detail["index"], draw.astype(detail["dtype"]))
-    return interpreter.invoke
 
 
 def _timed(function):

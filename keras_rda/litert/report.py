@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import pathlib
 
 from rich.table import Column, Table
 
@@ -133,13 +132,8 @@ class ExportReport:
             lstrip_blocks=True,
         )
         page = environment.get_template("report.html").render(report=self)
-        path = pathlib.Path(path)
-        unfinished = path.with_name(f".{path.name}.part")
-        try:
+        with output.replacing(path) as unfinished:
             unfinished.write_text(page, encoding="utf-8")
-            output.move(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def __str__(self):
         return output.text(self._summary(), tensor_table(self.tensors), width=140)

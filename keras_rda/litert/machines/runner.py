@@ -1,6 +1,6 @@
 """Stand-alone script: run LiteRT files in a process of its own, so that a crash loses one job only.
 
-`aarch64.run` starts it, with an emulated Python too: only the standard library, NumPy and `ai_edge_litert`, nothing of
+`process.run` starts it, with an emulated Python too: only the standard library, NumPy and `ai_edge_litert`, nothing of
 `keras_rda`.
 
     python runner.py FOLDER

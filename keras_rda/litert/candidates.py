@@ -1,0 +1,133 @@
+"""Every way to write a model as a LiteRT file: with and without its dead channels, dense and sparse."""
+
+import dataclasses
+import pathlib
+import re
+import warnings
+
+from keras_rda import compression
+from keras_rda.litert import convert, encode, flatbuffer, half, metadata, repair, weights, xnnpack
+from keras_rda.litert.report import Candidate
+from keras_rda.litert.verification import failed
+from keras_rda.output import one_line
+
+
+class ExportError(RuntimeError):
+    """A file could not be made, or was wrong; nothing was left at the path."""
+
+
+@dataclasses.dataclass
+class File:
+    """A candidate with its content, which is parsed once.
+
+    Attributes:
+        candidate: What the report says of it.
+        path: Where it is; None if it could not be made.
+        model: Its `ModelT`.
+        tensors: How each weight tensor is stored.
+        kernels: The `SparseKernels` of a sparse file.
+    """
+
+    candidate: Candidate
+    path: pathlib.Path | None = None
+    model: object = None
+    tensors: list = dataclasses.field(default_factory=list)
+    kernels: xnnpack.SparseKernels | None = None
+
+
+def make(model, quantize, samples, directory):
+    """Every way to write the model: dict of name → `File`, with `"dense"` among them.
+
+    What fails on the way to one of them is its result; only without the dense file there is none to measure others by.
+    """
+    files = {}
+    for prefix, source in (("", model), ("compressed, ", _compressed(model))):
+        if source is None:
+            continue
+        try:
+            dense, graph, notes = _converted(source, quantize, samples)
+            work = weights.multiply_adds(graph)
+        except Exception as error:
+            if prefix:
+                files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
+                continue
+            raise ExportError(
+                f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
+                f"{_cause(error)}"
+            ) from error
+        # The strategies differ only where weights are quantised.
+        written, tensors = set(), []
+        for strategy in encode.STRATEGIES if quantize else encode.STRATEGIES[:1]:
+            name = prefix + ("sparse" if strategy == encode.STRATEGIES[0] else f"sparse, {strategy}")
+            try:
+                sparse, tensors = encode.encode(graph, strategy)
+                tensors = weights.in_order(tensors, work)
+                if all(tensor.encoding == "dense" for tensor in tensors):
+                    continue
+                kernels, repairs = _repaired(sparse)
+                if quantize:
+                    metadata.mark(sparse, quantize)
+                content = flatbuffer.pack(sparse)
+            except Exception as error:
+                files[name] = _failed(name, "the encoding", error)
+                continue
+            if content not in written:
+                written.add(content)
+                files[name] = _write(directory, name, content, notes + repairs, sparse, tensors, kernels)
+        everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
+        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, notes, graph, everything_dense)
+    return files
+
+
+def _converted(model, quantize, samples):
+    """A dense file: its content, its `ModelT`, and notes on what stays in float32."""
+    content = convert.convert(model, quantize, samples)
+    graph, notes = flatbuffer.read(content), []
+    if quantize == "float16" and half.is_suspect(graph):
+        notes = half.restore(graph, flatbuffer.read(convert.convert(model)))
+        content = flatbuffer.pack(graph) if notes else content
+    return content, graph, notes
+
+
+def _repaired(model):
+    """Mend what XNNPACK's sparse kernels get wrong; return what they make of the `ModelT` now, and notes."""
+    kernels, _ = xnnpack.analyze(model)
+    if not kernels.faults:
+        return kernels, []
+    notes = repair.repair_tails(model)
+    return xnnpack.analyze(model)[0], notes
+
+
+def _failed(name, what, error):
+    return File(Candidate(name, 0, (failed(what, error),)))
+
+
+def _write(directory, name, content, notes, model, tensors, kernels=None):
+    path = directory / f"{name}.tflite"
+    path.write_bytes(content)
+    return File(Candidate(name, len(content), notes=tuple(notes)), path, model, tensors, kernels)
+
+
+def _compressed(model):
+    """The model without its dead channels; None if it has none, or none that can be removed."""
+    if not compression.is_supported(model):
+        return None
+    try:
+        smaller = compression.compress(model)
+    except Exception as error:  # none is known; the file can be written without
+        warnings.warn(f"Channels were not removed, as compress() failed: {one_line(error)}", stacklevel=4)
+        return None
+    return smaller if smaller.count_params() < model.count_params() else None
+
+
+def _cause(error):
+    """The converter's words in a line, without the trace of the graph."""
+    operators = sorted(set(re.findall(r"'tf\.(\w+)' op", str(error))))
+    if not operators:
+        return one_line(error)
+    advice = ""
+    if any("TensorList" in name for name in operators):
+        advice = " Recurrent layers need unroll=True."
+    if "BitwiseAnd" in operators:  # by which Keras tells −0 from 0
+        advice = " keras.ops.argmax and argmin do: end the model before them, and apply them to its outputs."
+    return f"it needs TensorFlow's own {', '.join(operators)}.{advice}"

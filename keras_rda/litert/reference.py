@@ -1,0 +1,76 @@
+"""What Keras makes of a batch: that by which files are judged."""
+
+import keras
+import numpy as np
+
+from keras_rda.litert import feeds
+from keras_rda.litert.machines import here
+
+_BATCH = 2
+_CALLS = 3  # of a model that keeps a state from one to the next
+_QUANTIZED_BATCH = 16  # rounding differs from input to input
+
+
+class Reference:
+    """Inputs, and Keras' outputs for them.
+
+    Args:
+        model: A Sequential or Functional model (see `feeds.check`).
+        samples: A list of dicts of input name → array (1, …), or a whole batch where its size is fixed; by default,
+            random ones.
+        quantized: Whether for quantised files, which are compared on more inputs.
+
+    The variables of the model stay as they are, also those in which it keeps a state; such a model is called several
+    times.
+
+    Attributes:
+        inputs: Array, or dict of input name → array if there are several.
+        outputs: Dict of output name → array; of several calls, one after the other.
+    """
+
+    def __init__(self, model, samples=None, quantized=False):
+        size = _QUANTIZED_BATCH if quantized else _BATCH
+        names = [tensor.name for tensor in model.inputs]
+        self.origin = (
+            "for representative_data" if samples else "for random inputs; give representative_data, which is typical"
+        )
+        if samples:
+            count = 1 if model.inputs[0].shape[0] else size  # a fixed batch is one sample
+            inputs = {name: np.concatenate([sample[name] for sample in samples[:count]]) for name in names}
+        else:
+            inputs = feeds.random(model, size)
+        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        given = keras.tree.map_structure(lambda tensor: inputs[tensor.name], structure)
+
+        def call():
+            outputs = model(given, training=False)
+            if not isinstance(outputs, dict):
+                outputs = {f"output_{i}": output for i, output in enumerate(keras.tree.flatten(outputs))}
+            return {name: keras.ops.convert_to_numpy(output) for name, output in outputs.items()}
+
+        with keras.StatelessScope() as scope:  # what the model assigns to its variables stays in here
+            results = [call()]
+            self._calls = _CALLS if scope.state_mapping else 1
+            results += [call() for _ in range(1, self._calls)]
+        self.outputs = here.in_a_row(results)
+        # A model that was cloned or loaded may have renamed its only input.
+        self.inputs = inputs if len(inputs) > 1 else inputs[names[0]]
+        self._few = slice(None) if model.inputs[0].shape[0] else slice(_BATCH)
+
+    @property
+    def finite(self):
+        return all(np.isfinite(output).all() for output in self.outputs.values())
+
+    def first_outputs(self):
+        """Keras' outputs in the first call."""
+        return {name: output[: len(output) // self._calls] for name, output in self.outputs.items()}
+
+    def few(self):
+        """A few of the inputs, for a machine that may be emulated, and Keras' outputs for them."""
+        several = isinstance(self.inputs, dict)
+        inputs = {k: v[self._few] for k, v in self.inputs.items()} if several else self.inputs[self._few]
+        return inputs, {name: output[self._few] for name, output in self.first_outputs().items()}
+
+    def run(self, path, delegates=True):
+        """What a file that was checked, or that this package wrote, makes of the inputs; errors as for `predict`."""
+        return here.run(path, self.inputs, delegates, self._calls)
