@@ -8,8 +8,7 @@ import keras
 import numpy as np
 from rich.table import Table
 
-from keras_rda import output
-from keras_rda.compression import cutting
+from keras_rda import layer_facts, output
 
 layers = keras.layers
 
@@ -123,14 +122,12 @@ def _pair(values):
 
 
 def _channels(use, analysis):
-    if not isinstance(getattr(use, "rule", None), cutting.Rule):
-        return None
-    return len(use.outputs), int(analysis.is_kept(use.outputs.ids).sum())
+    return None if use is None else (len(use.outputs), int(analysis.is_kept(use.outputs.ids).sum()))
 
 
 def _dead_and_kept(use, analysis):
     """Ids of outputs whose weights are all zero and that stayed."""
-    if use is None or not isinstance(use.rule, cutting.Linear | cutting.Depthwise):
+    if use is None:
         return np.array([], int)
     ids = use.outputs.ids[~use.rule.alive(use)]
     return ids[analysis.is_kept(ids)]
@@ -144,13 +141,15 @@ def _multiply_adds(layer, calls, tensors):
     """Weights times the positions at which each is used, over all calls of the layer."""
     if isinstance(layer, layers.MultiHeadAttention):
         return _attention(layer, [tensors[call.inputs[0]].shape for call in calls])
-    if type(layer) not in _POSITIONS:
-        elementwise = isinstance(layer, layers.PReLU | layers.Embedding)
-        return None if not elementwise and any(len(weight.shape) > 1 for weight in layer.weights) else 0
+    facts = layer_facts.of(layer)
+    if facts is not None and facts.positions is None:
+        return 0
+    if type(layer) not in layer_facts.TABLE:  # one of the user's own may use its weights in any way
+        return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
     total = 0
     for call in calls:
-        shape = tensors[call.inputs[0] if _POSITIONS[type(layer)] == "inputs" else call.outputs[0]].shape
-        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else len(shape) - 1
+        shape = tensors[call.inputs[0] if facts.positions == "inputs" else call.outputs[0]].shape
+        axis = layer_facts.channel_axis(layer, len(shape))
         positions = [size for i, size in enumerate(shape) if i not in (0, axis)]
         if None in positions:
             return None
@@ -166,16 +165,3 @@ def _attention(layer, shapes):
     kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 2)
     heads = layer.num_heads * (layer.key_dim + layer.value_dim)
     return sum(count * kernels + count**2 * heads for count in tokens)
-
-
-def _layers(*names):
-    return [getattr(layers, name) for name in names]
-
-
-# Where the positions of a kernel are counted; the other layers multiply element by element, or are not counted.
-_POSITIONS = {
-    layers.Dense: "outputs",
-    **dict.fromkeys(_layers("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"), "outputs"),
-    **dict.fromkeys(_layers("SeparableConv1D", "SeparableConv2D"), "outputs"),
-    **dict.fromkeys(_layers("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), "inputs"),
-}

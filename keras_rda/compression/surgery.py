@@ -1,28 +1,13 @@
 """Build the smaller model: the same calls, layers with fewer channels, sliced weights."""
 
 import collections
-import dataclasses
 
 import keras
 import numpy as np
 
-from keras_rda.compression import cutting
 from keras_rda.compression.graph import functional
-
-
-@dataclasses.dataclass
-class Cut:
-    """What becomes of the channels of one layer; all bool arrays.
-
-    A channel that is kept but not needed is a placeholder: its weights are zero, and nobody reads it. A channel that is
-    not needed but has a known constant adds it to the biases of its readers.
-    """
-
-    keep_inputs: np.ndarray
-    need_inputs: np.ndarray
-    keep_outputs: np.ndarray
-    need_outputs: np.ndarray
-    use_bias: bool = False
+from keras_rda.compression.per_channel import normalization
+from keras_rda.compression.rule import Cut
 
 
 def build(model, graph, analysis, fold_batch_norm):
@@ -112,8 +97,8 @@ def _remake(call, analysis, folds):
     cut.use_bias = bool(config.get("use_bias"))
     arrays = use.rule.weights(use, cut)
     for fold in folds:
-        scale, offset = (value[cut.keep_outputs] for value in cutting.normalization(fold.layer))
-        arrays = use.rule.scaled(arrays, scale)
+        scale, offset = (value[cut.keep_outputs] for value in normalization(fold.layer))
+        arrays = use.rule.scaled(use, arrays, scale)
         bias = arrays.pop() * scale if cut.use_bias else 0
         arrays.append(np.where(cut.need_outputs[cut.keep_outputs], bias + offset, 0))
         config["use_bias"] = cut.use_bias = True
@@ -185,7 +170,7 @@ def _foldable(graph, analysis):
         before = producer and analysis.uses.get(id(producer.layer))
         if (
             before is not None
-            and isinstance(before.rule, cutting.Linear | cutting.Depthwise)
+            and before.rule.is_scalable
             and uses[id(producer.layer)] == readers[call.inputs[0]] == 1
             and not {id(layer), id(producer.layer)} & analysis.walled.keys()
             and producer.layer.activation is keras.activations.linear
