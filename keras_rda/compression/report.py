@@ -63,27 +63,40 @@ class CompressionReport:
         return {"layers": rows, "total": totals, "notes": list(self.notes)}
 
     def __str__(self):
-        table = Table("layer", "kind")
-        for name in ("channels", "parameters", "multiply-adds", "bytes"):
-            table.add_column(name, justify="right")
-        table.add_column("zero channels that stay")
+        table = Table("layer")
+        for name in ("channels", "parameters", "multiply-adds"):
+            table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            why = f"{row.zeros_kept}: {'; '.join(row.reasons)}" if row.zeros_kept else ""
-            pairs = (row.channels, row.parameters, row.multiply_adds, row.bytes)
-            table.add_row(row.name, row.kind, *map(_change, pairs), why)
+            table.add_row(output.Name(row.name), *map(_change, (row.channels, row.parameters, row.multiply_adds)))
         table.add_section()
-        table.add_row("all", "", "", *(_change(self.total(name)) for name in ("parameters", "multiply_adds", "bytes")))
-        return output.text(table, *self.notes, width=150)
+        table.add_row("all", "", *(_change(self.total(name)) for name in ("parameters", "multiply_adds")))
+        lines = [f"Bytes of the weights, dense: {_change(self.total('bytes'))}"]
+        lines += [
+            f"Channels without weights that stay in '{row.name}', {row.zeros_kept}: {'; '.join(row.reasons)}"
+            for row in self.rows
+            if row.zeros_kept
+        ]
+        return output.text(table, *lines, *self.notes, width=100)
 
 
 def _change(pair):
     if pair is None:
         return ""
-    before, after = ("?" if value is None else f"{value:,}" for value in pair)
+    before, after = map(_number, pair)
     return before if before == after else f"{before} → {after}"
 
 
-def make_report(graph, analysis, made, tensors):
+def _number(value):
+    """Five digits at the most: 12,345 or 1.23 M."""
+    if value is None:
+        return "?"
+    if value < 100_000:
+        return f"{value:,}"
+    power, unit = next((power, unit) for power, unit in ((9, "G"), (6, "M"), (3, "k")) if value >= 0.9995 * 10**power)
+    return f"{value / 10**power:#.3g}".rstrip(".") + f" {unit}"
+
+
+def make_report(flat, analysis, made, tensors):
     """Compare every layer with weights with its successor.
 
     `made`: {id of a layer: new layer}; `tensors`: {`Tensor`: new symbolic tensor}, which know their size also inside a
@@ -91,9 +104,9 @@ def make_report(graph, analysis, made, tensors):
     """
     rows, seen = [], set()
     calls = collections.defaultdict(list)
-    for call in graph.calls:
+    for call in flat.calls:
         calls[id(call.layer)].append(call)
-    for call in graph.calls:
+    for call in flat.calls:
         key, layer = id(call.layer), call.layer
         if key in seen or not isinstance(layer, layers.Layer) or not layer.weights:
             continue
