@@ -3,6 +3,7 @@
 `GroupL1` takes its groups from here, `compress` how a layer shrinks, and its report the multiply-adds.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import keras
@@ -31,7 +32,7 @@ class LayerFacts(NamedTuple):
     Attributes:
         size: The entry of its configuration that counts its outputs (for attention its heads); None where they follow
             from the inputs.
-        axes: Those of its kernels; None where it has none, or two that lie differently (`_BY_NAME`).
+        axes: Those of its kernels; None where it has none, or where the layer itself tells (see `axes_in`).
         positions: Of which tensors the positions count how often a kernel is applied; None if it multiplies nothing,
             or element by element.
     """
@@ -54,6 +55,7 @@ TABLE = {
     ),
     **_of(LayerFacts(None, DEPTHWISE, "outputs"), "DepthwiseConv1D", "DepthwiseConv2D"),
     **_of(LayerFacts("filters", None, "outputs"), "SeparableConv1D", "SeparableConv2D"),
+    **_of(LayerFacts("output_shape", None, "outputs"), "EinsumDense"),
     **_of(LayerFacts("num_heads", None, None), "MultiHeadAttention"),
     **_of(LayerFacts("output_dim", None, None), "Embedding"),
     **_of(LayerFacts(None, None, None), "PReLU"),
@@ -78,8 +80,10 @@ def axes_of(model):
     for layer in model._flatten_layers():  # the sublayers of attention have no public list
         for variable in layer._trainable_variables:
             if is_kernel(variable):
-                axes = _from_start(_axes_in(layer, variable), len(variable.shape))
+                axes = _from_start(axes_in(layer, variable), len(variable.shape))
                 axes = axes or guess_axes(variable.path, variable.shape) or Axes(None, None)
+                if of(layer) is not None and getattr(layer, "groups", 1) > 1:
+                    axes = axes._replace(inputs=None)
                 if found.setdefault(variable.path, axes) != axes:
                     raise ValueError(
                         f"Two kernels of the model {model.name!r} have the path {variable.path!r} and are laid out "
@@ -108,20 +112,40 @@ def guess_axes(path, shape):
     return _from_start(TRANSPOSED if "transpose" in path else MIXING, rank)
 
 
-def _axes_in(layer, variable):
-    if isinstance(layer, keras.layers.EinsumDense):
-        return _einsum_axes(layer.equation)
+def axes_in(layer, variable):
+    """The `Axes` of a kernel of this layer; None if they are not known. Those of a grouped one's inputs are of a group.
+
+    A separable convolution has two kernels, which lie differently, and EinsumDense has an equation.
+    """
     facts = of(layer)
-    axes = _BY_NAME.get(variable.name) or (facts and facts.axes)
-    return axes._replace(inputs=None) if axes is MIXING and getattr(layer, "groups", 1) > 1 else axes
+    if isinstance(layer, keras.layers.EinsumDense):
+        _, kernel, outputs = operands(layer.equation)
+        contracted = tuple(axis for axis, letter in enumerate(kernel) if letter not in outputs)
+        kept = tuple(axis for axis, letter in enumerate(kernel) if letter in outputs)
+        return Axes(contracted or None, kept or None)
+    return _BY_NAME.get(variable.name) or (facts and facts.axes)
 
 
-def _einsum_axes(equation):
-    operands, output = equation.replace(" ", "").split("->")
-    kernel = operands.split(",")[1].replace(".", "")
-    contracted = tuple(axis for axis, letter in enumerate(kernel) if letter not in output)
-    kept = tuple(axis for axis, letter in enumerate(kernel) if letter in output)
-    return Axes(contracted or None, kept or None)
+def operands(equation):
+    """The letters of inputs, kernel and outputs in an equation such as "abc,cd->abd"."""
+    both, outputs = equation.replace(" ", "").split("->")
+    return *both.split(","), outputs
+
+
+def positions(layer, inputs, outputs):
+    """At how many positions of one sample the kernels of a layer are applied, by the shapes of its inputs and outputs.
+
+    None where a shape is not known.
+    """
+    shape = inputs if of(layer).positions == "inputs" else outputs
+    if isinstance(layer, keras.layers.EinsumDense):
+        _, kernel, letters = operands(layer.equation)
+        letters = letters.replace("...", "." * (len(shape) + 3 - len(letters)))
+        numbered = [axis for axis, letter in enumerate(letters) if letter in kernel]
+    else:
+        numbered = [channel_axis(layer, len(shape))]
+    sizes = [size for axis, size in enumerate(shape) if axis not in (0, *numbered)]
+    return None if None in sizes else math.prod(sizes)
 
 
 def _from_start(axes, rank):

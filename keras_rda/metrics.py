@@ -61,7 +61,9 @@ class SparsitySummary:
         for row in self.rows:
             shape = " × ".join(map(str, row.shape)) or "scalar"
             penalised = {True: "yes", False: "no", None: "by default" if row.kernel else "no"}[row.penalised]
-            table.add_row(output.Name(row.path), shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}")
+            table.add_row(
+                output.Name(row.path), shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}"
+            )
         table.add_section()
         zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
         table.add_row("all", "", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")

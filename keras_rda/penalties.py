@@ -193,8 +193,8 @@ class GroupL1(Penalty):
     A group is the part of a kernel that reads one input channel, or that computes one output filter. Input channels
     are the ones to remove: a channel nobody reads goes exactly, whatever computes it. A kernel of one group, such as
     the first convolution's on grey images, takes the step without penalty: at zero it would make the network constant.
-    It pays in Dense layers and convolutions: in recurrent layers, attention and EinsumDense its groups are no channels
-    that `compress` can remove.
+    It pays in Dense layers and convolutions: in recurrent layers, attention and an EinsumDense over several axes its
+    groups are no channels that `compress` can remove.
 
     Args:
         strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule`.

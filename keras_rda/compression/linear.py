@@ -75,8 +75,8 @@ class Linear(OneTensorRule):
             width = len(use.outputs) // config["groups"]
             config["groups"] = int(cut.keep_outputs.reshape(-1, width).any(axis=1).sum())
         # Constants of channels that go are added to the bias.
-        if not use.layer.use_bias and np.any(self._folded(use, cut)[cut.keep_outputs & cut.need_outputs]):
-            config["use_bias"] = True
+        if not self.has_bias(config) and np.any(self._folded(use, cut)[cut.keep_outputs & cut.need_outputs]):
+            config = self.with_bias(config)
         return config
 
     def _folded(self, use, cut):
@@ -189,7 +189,7 @@ DEPTHWISE = Depthwise()
 
 def _axes(layer):
     """The kernel's axes of inputs and of outputs."""
-    axes = layer_facts.of(layer).axes
+    axes = layer_facts.axes_in(layer, layer.kernel)
     return *axes.inputs, *axes.outputs
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from keras_rda import layer_facts, output
+from keras_rda.kernels import is_kernel
 
 layers = keras.layers
 
@@ -159,15 +160,12 @@ def _multiply_adds(layer, calls, tensors):
         return 0
     if type(layer) not in layer_facts.TABLE:  # one of the user's own may use its weights in any way
         return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
-    total = 0
-    for call in calls:
-        shape = tensors[call.inputs[0] if facts.positions == "inputs" else call.outputs[0]].shape
-        axis = layer_facts.channel_axis(layer, len(shape))
-        positions = [size for i, size in enumerate(shape) if i not in (0, axis)]
-        if None in positions:
-            return None
-        total += math.prod(positions) * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
-    return total
+    positions = [
+        layer_facts.positions(layer, tensors[call.inputs[0]].shape, tensors[call.outputs[0]].shape) for call in calls
+    ]
+    if None in positions:
+        return None
+    return sum(positions) * sum(math.prod(weight.shape) for weight in layer.weights if is_kernel(weight))
 
 
 def _attention(layer, shapes):

@@ -69,6 +69,14 @@ class Rule(abc.ABC):
         """The configuration of the smaller layer, from that of the layer."""
         return config
 
+    def has_bias(self, config):
+        """Whether a layer of this configuration has a bias."""
+        return bool(config.get("use_bias"))
+
+    def with_bias(self, config):
+        """The configuration of a layer that has one."""
+        return {**config, "use_bias": True}
+
     @abc.abstractmethod
     def weights(self, use, cut):
         """The arrays of the smaller layer in the order of `set_weights`; the bias, if `cut.use_bias`, is the last."""
@@ -126,7 +134,7 @@ def is_rewritten(layer):
 
 def bias_of(layer, size):
     """The bias of `size` outputs in float64; zeros if the layer has none."""
-    return ops.convert_to_numpy(layer.bias).astype("float64") if layer.use_bias else np.zeros(size)
+    return np.zeros(size) if layer.bias is None else ops.convert_to_numpy(layer.bias).astype("float64")
 
 
 def cut_bias(use, cut, folded=0):

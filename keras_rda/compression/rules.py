@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_rda.compression import passing
 from keras_rda.compression.attention import Heads
+from keras_rda.compression.einsum import Einsum
 from keras_rda.compression.linear import DEPTHWISE, Linear, Separable
 from keras_rda.compression.moving import Move
 from keras_rda.compression.per_channel import PerChannel, Table
@@ -65,6 +66,7 @@ RULES = {
     **dict.fromkeys(_named("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _LINEAR),
     **dict.fromkeys(_dimensions("DepthwiseConv", 1, 2), DEPTHWISE),
     **dict.fromkeys(_dimensions("SeparableConv", 1, 2), Separable()),
+    layers.EinsumDense: Einsum(),
     layers.Embedding: Table(),
     layers.MultiHeadAttention: Heads(),
     **dict.fromkeys([layers.BatchNormalization, layers.PReLU], PerChannel()),
@@ -109,7 +111,7 @@ RULES = {
     **dict.fromkeys(
         _named(
             *("LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization", "Dot", "Masking"),
-            *("Attention", "AdditiveAttention", "GroupQueryAttention", "EinsumDense", "TimeDistributed"),
+            *("Attention", "AdditiveAttention", "GroupQueryAttention", "TimeDistributed"),
             *("Bidirectional", "LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
         ),
         mixing,

@@ -94,14 +94,14 @@ def _remake(call, analysis, folds):
         need_outputs=analysis.is_needed(use.outputs.ids),
     )
     config = use.rule.config(config, use, cut)
-    cut.use_bias = bool(config.get("use_bias"))
+    cut.use_bias = use.rule.has_bias(config)
     arrays = use.rule.weights(use, cut)
     for fold in folds:
         scale, offset = (value[cut.keep_outputs] for value in normalization(fold.layer))
         arrays = use.rule.scaled(use, arrays, scale)
         bias = arrays.pop() * scale if cut.use_bias else 0
         arrays.append(np.where(cut.need_outputs[cut.keep_outputs], bias + offset, 0))
-        config["use_bias"] = cut.use_bias = True
+        config, cut.use_bias = use.rule.with_bias(config), True
     new = type(layer).from_config(config)
     for key in (*initializers, *kept):
         value = getattr(layer, key)
