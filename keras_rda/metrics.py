@@ -53,17 +53,21 @@ class SparsitySummary:
         return sum(row.zeros for row in rows) / size
 
     def __str__(self):
-        table = Table("variable", "shape", "penalised")
+        table = Table("variable")
+        for name in ("shape", "penalised"):
+            table.add_column(name, no_wrap=True)
         for name in ("zeros", "σ", "bytes"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
             shape = " × ".join(map(str, row.shape)) or "scalar"
             penalised = {True: "yes", False: "no", None: "by default" if row.kernel else "no"}[row.penalised]
-            table.add_row(row.path, shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}")
+            table.add_row(
+                output.Name(row.path), shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}"
+            )
         table.add_section()
         zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
         table.add_row("all", "", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
-        return output.text(table, width=120)
+        return output.text(table, width=100)
 
 
 def summary(model: keras.Model) -> SparsitySummary:

@@ -7,6 +7,8 @@ import re
 import unicodedata
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.text import Text
 
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -69,3 +71,23 @@ def move(unfinished, path):
     with pathlib.Path(unfinished).open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+class Name:
+    """A name in a table: in a column too narrow for it, it is broken behind "_", "/" or ".", not within a word."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def __rich_measure__(self, console, options):
+        return Measurement(1, len(self._name))
+
+    def __rich_console__(self, console, options):
+        yield Text(_broken(self._name, options.max_width))
+
+
+def _broken(name, width):
+    if len(name) <= width:
+        return name
+    end = max(map(name[:width].rfind, "_/.")) + 1 or width
+    return f"{name[:end]}\n{_broken(name[end:], width)}"

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rda import kernels
+from keras_rda import kernels, layer_facts
 from keras_rda.proximal import group_soft_threshold, soft_threshold
 from keras_rda.types import Schedulable
 
@@ -193,8 +193,8 @@ class GroupL1(Penalty):
     A group is the part of a kernel that reads one input channel, or that computes one output filter. Input channels
     are the ones to remove: a channel nobody reads goes exactly, whatever computes it. A kernel of one group, such as
     the first convolution's on grey images, takes the step without penalty: at zero it would make the network constant.
-    It pays in Dense layers and convolutions: in recurrent layers, attention and EinsumDense its groups are no channels
-    that `compress` can remove.
+    It pays in Dense layers and convolutions: in recurrent layers, attention and an EinsumDense over several axes its
+    groups are no channels that `compress` can remove.
 
     Args:
         strength: λ, a finite number ≥ 0, or a `keras.optimizers.schedules.LearningRateSchedule`.
@@ -232,7 +232,7 @@ class GroupL1(Penalty):
         self._model_name = None
         if isinstance(layout, keras.Model):
             self._model_name = layout.name
-            layout = {path: axes[groups] for path, axes in kernels.axes_of(layout).items()}
+            layout = {path: getattr(axes, groups) for path, axes in layer_facts.axes_of(layout).items()}
             if not layout:
                 raise ValueError(
                     f"GroupL1: layout={self._model_name!r} has no kernels yet: build the model first, with an Input or "
@@ -278,8 +278,8 @@ class GroupL1(Penalty):
                 f"{list(self.layout)}. Pass the model that is trained."
             )
         else:
-            guess = kernels.guess_axes(path, shape) if len(shape) > 1 else None
-            axes = guess and guess[self.groups]
+            guess = layer_facts.guess_axes(path, shape) if len(shape) > 1 else None
+            axes = guess and getattr(guess, self.groups)
         if axes is None or any(not -len(shape) <= axis < len(shape) for axis in axes):
             kind = {"inputs": "input channels", "outputs": "output filters"}[self.groups]
             other = {"inputs": "outputs", "outputs": "inputs"}[self.groups]

@@ -126,6 +126,11 @@ class Builder:
             "separable": lambda x: layers.SeparableConv2D(4, self.pick([1, 3]), padding="same")(x),
             "transpose": lambda x: layers.Conv2DTranspose(4, self.pick([1, 2]), padding="same")(x),
             "dense": lambda x: layers.Dense(self.pick([3, 4]), activation=self.pick(ACTIVATIONS))(x),
+            "einsum": lambda x: layers.EinsumDense(
+                *self.pick([("abcd,de->abce", (*x.shape[1:3], 4)), ("...d,ed->...e", 3)]),
+                bias_axes=self.pick([None, "e"]),
+                activation=self.pick(ACTIVATIONS),
+            )(x),
             "bn": lambda x: layers.BatchNormalization(scale=self.pick([True, False]))(x),
             "prelu": lambda x: layers.PReLU(
                 shared_axes=self.pick([[1, 2], None, [1, 2, 3]]), alpha_initializer="uniform"
@@ -260,6 +265,30 @@ def test_unread_channels_go_whatever_they_compute():
     kernel[[1, 4]] = 0
     model.get_layer("b").kernel.assign(kernel)
     assert channels(model)[0] == {"a": (8, 6), "b": (6, 6), "dense": (2, 2)}
+
+
+def test_einsum_dense_is_cut_where_it_is_a_dense_layer():
+    model = chain(
+        layers.Dense(6, activation="relu", name="a"),
+        layers.EinsumDense("abc,dc->abd", (3, 8), name="b"),
+        layers.EinsumDense("...c,cd->...d", 4, bias_axes="d", activation="relu", name="c"),
+        layers.EinsumDense("abc,bcd->abd", (3, 4), name="a kernel for each place"),
+        layers.EinsumDense("abc,cd->abd", (3, 4), bias_axes="bd", name="a bias for each place"),
+        shape=(3, 5),
+    )
+    kill(model.get_layer("a"), [0, 1])
+    kernel = np.array(model.get_layer("b").kernel)
+    kernel[:3] = 0  # of its outputs, which are its first axis
+    model.get_layer("b").kernel.assign(kernel)
+    kill(model.get_layer("c"), [1])
+    cut, smaller, report = channels(model)
+    assert cut == {
+        **{"a": (6, 4), "b": (8, 5), "c": (4, 4)},
+        **{"a kernel for each place": None, "a bias for each place": None},
+    }
+    assert smaller.get_layer("b").bias_axes == "d"  # it takes over the constants of `a`
+    multiply_adds = [row.multiply_adds for row in report.rows]
+    assert multiply_adds == [(90, 60), (144, 60), (96, 60), (48, 48), (48, 48)]  # at three places
 
 
 def test_removal_reaches_a_fixed_point():
@@ -633,11 +662,12 @@ def test_images_of_unknown_size_and_channels_first():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a minute of compilation on JAX; nothing here depends on it")
-@pytest.mark.parametrize("name", ["conv", "dense", "depthwise", "separable", "transpose", "grouped"])
+@pytest.mark.parametrize("name", ["conv", "dense", "einsum", "depthwise", "separable", "transpose", "grouped"])
 def test_batch_normalization_is_folded_on_request(name):
     convolutions = {
         "conv": lambda: layers.Conv2D(8, 3, use_bias=False),
         "dense": lambda: layers.Dense(8),
+        "einsum": lambda: layers.EinsumDense("abcd,ed->abce", (6, 6, 8)),
         "depthwise": lambda: layers.DepthwiseConv2D(3, depth_multiplier=2),
         "separable": lambda: layers.SeparableConv2D(8, 3, use_bias=False),
         "transpose": lambda: layers.Conv2DTranspose(8, 3),
@@ -735,6 +765,22 @@ def test_report_counts_parameters_multiply_adds_and_bytes():
     assert dictionary["layers"][0]["name"] == "a"
     for part in ("224 → 168", "all", "3,456 → 2,592"):
         assert part in str(report)
+
+
+def test_report_fits_a_terminal_and_breaks_no_word():
+    inputs = keras.Input((8, 8, 3))
+    names = "mobile_net_backbone_stage_3_cross_stage_partial_bottleneck_10_squeeze_and_excite_depthwise_conv", "b"
+    x = layers.Conv2D(1024, 3, padding="same", name=names[0])(inputs)
+    model = keras.Model(inputs, layers.Conv2D(2048, 3, padding="same", name=names[1])(x))
+    kill(model.get_layer(names[0]), range(300))
+    model.get_layer(names[0]).bias.assign(np.ones(1024))
+    text = str(keras_rda.compress(model, report=True)[1])
+    assert max(map(len, text.splitlines())) <= 100
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert "".join(cells) == f"{names[0]}{names[1]}all"
+    assert all(cell.endswith("_") for cell in cells[:-3])
+    assert f"300: a constant that '{names[1]}'" in " ".join(text.split())
+    assert "18.9 M" in text  # 1,024 · 2,048 · 9 weights and 2,048 biases
 
 
 def test_subclassed_and_other_objects_are_refused():

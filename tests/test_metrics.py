@@ -46,6 +46,19 @@ def test_summary(model):
         assert part in text
 
 
+def test_summary_fits_a_terminal_and_breaks_no_word():
+    layers = [
+        keras.layers.Conv2D(96, 3, name=f"mobile_net_backbone_stage_{number}_squeeze_and_excite_depthwise_conv")
+        for number in range(3)
+    ]
+    text = str(keras_rda.summary(keras.Sequential([keras.Input((9, 9, 512)), *layers])))
+    assert {len(line) for line in text.splitlines() if line} == {100}
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    paths = [f"{layer.name}/{name}" for layer in layers for name in ("kernel", "bias")]
+    assert [path.split("/", 1)[1] for path in "".join(cells[:-1]).split("sequential")[1:]] == paths
+    assert all(cell.endswith(("_", "/", "kernel", "bias")) for cell in cells[:-1])
+
+
 def test_summary_counts_bytes_of_the_dtype():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, dtype="bfloat16")])
     assert keras_rda.summary(model).rows[0].bytes == 24

@@ -63,9 +63,10 @@ class Analysis:
 
     def __init__(self):
         self.channels = {}  # Tensor → Channels
-        self.uses = {}  # id of a layer that is cut → its `cutting.Use`
+        self.uses = {}  # id of a layer that is cut → its `rule.Use`
         self.opaque = set()  # tensors of which nothing is cut, along any axis
         self.walled = {}  # id of a layer of which a call is a wall → why
+        self.elementwise = {}  # (id of an activation, rank) → whether it acts on each element alone, where it was tried
         self.notes = []
         self.readers = []
         self._count = 0
@@ -86,6 +87,13 @@ class Analysis:
     def follow(self, first, second):
         """Channels `first[i]` and `second[i]` are kept or cut together, but one may be needed without the other."""
         self._follows.append((first, second))
+
+    def split(self, ids, dead):
+        """Ids of their own for the `dead` channels, whose inputs are not read, but which are cut only with them."""
+        own = np.where(dead, -1, ids)
+        own[dead] = self.fresh(int(dead.sum()))
+        self.follow(ids[dead], own[dead])
+        return own
 
     def fragile(self, ids):
         """These channels go through a function that is not finite for some values: no place for placeholders."""

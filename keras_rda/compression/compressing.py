@@ -6,7 +6,7 @@ from typing import Literal, overload
 import keras
 
 from keras_rda import _keras
-from keras_rda.compression import graph, layout, rules, surgery
+from keras_rda.compression import graph, rules, surgery, walls
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
 from keras_rda.kernels import check_finite
@@ -73,7 +73,7 @@ def compress(
 def _analyse(flat):
     analysis = Analysis()
     for tensor in flat.inputs:
-        analysis.channels[tensor] = layout.opaque(analysis, tensor, "an input of the model")
+        analysis.channels[tensor] = walls.opaque(analysis, tensor, "an input of the model")
     for call in flat.calls:
         rules.forward(analysis, call)
     for tensor in flat.outputs:

@@ -50,18 +50,12 @@ class Call:
 
 
 @dataclasses.dataclass
-class Graph:
+class FlatModel:
     """Calls in topological order, with the model's inputs and outputs as `Tensor`s."""
 
     inputs: list
     calls: list
     outputs: list
-
-    @property
-    def tensors(self):
-        yield from self.inputs
-        for call in self.calls:
-            yield from call.outputs
 
 
 def functional(model):
@@ -88,7 +82,7 @@ def advice(model):
 
 
 def read(model):
-    """Return the `Graph` of a functional `model` (see `functional`)."""
+    """Return the `FlatModel` of a functional `model` (see `functional`)."""
     model = functional(model)
     inputs = [
         Tensor(tuple(tensor.shape), tensor.dtype, getattr(tensor._keras_history.operation, "optional", False))
@@ -97,7 +91,7 @@ def read(model):
     names = {}
     calls = []
     outputs = _unroll(model, inputs, (), {}, calls, names)
-    return Graph(inputs, calls, outputs)
+    return FlatModel(inputs, calls, outputs)
 
 
 def _unroll(model, inputs, prefix, extra, calls, names):

@@ -6,9 +6,11 @@ import math
 import keras
 import numpy as np
 
+from keras_rda.compression.activations import is_elementwise, of_known
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
-from keras_rda.compression.layout import channel_axis, is_elementwise, mixing, of_known, single, wall, zero_stays
+from keras_rda.compression.walls import mixing, single, wall, zero_stays
+from keras_rda.layer_facts import channel_axis
 
 layers = keras.layers
 
@@ -42,8 +44,12 @@ def same(layer, constant):
     return constant
 
 
+def padding(layer, constant):
+    return zero_stays(constant)
+
+
 def resizing(layer, constant):
-    return zero_stays(layer, constant) if layer.pad_to_aspect_ratio else constant
+    return zero_stays(constant) if layer.pad_to_aspect_ratio else constant
 
 
 def elementwise(analysis, call):
@@ -76,7 +82,7 @@ def identity(analysis, call):
 
 
 def activation_layer(analysis, call):
-    if is_elementwise(call.layer.activation, len(call.inputs[0].shape)):
+    if is_elementwise(analysis, call.layer.activation, len(call.inputs[0].shape)):
         return elementwise(analysis, call)
     if call.layer.activation in (keras.activations.softmax, keras.activations.log_softmax):
         return _softmax_like(analysis, call, -1)
@@ -112,7 +118,7 @@ def merge(function):
             alike = side.axis == axis and len(side) == width
             alone = len(side) == 1 and len(tensor.shape) > axis and tensor.shape[axis] == 1
             if len(tensor.shape) != len(out.shape) or not width or not (alike or alone):
-                return wall(analysis, call, f"'{call.name}' combines tensors of different layouts")
+                return wall(analysis, call, f"'{call.name}' combines tensors with channels on different axes")
         for side in sides:
             if len(side) == width:
                 analysis.tie(widest.ids, side.ids)
@@ -148,9 +154,9 @@ def concatenate(analysis, call):
     where = call.layer.axis % len(out.shape)
     axis = sides[0].axis
     if any(side.axis != axis or not len(side) for side in sides):
-        return wall(analysis, call, f"'{call.name}' joins tensors of different layouts")
+        return wall(analysis, call, f"'{call.name}' joins tensors with channels on different axes")
     if where != axis and any(len(side) != len(sides[0]) for side in sides):
-        return wall(analysis, call, f"'{call.name}' joins tensors of different layouts")
+        return wall(analysis, call, f"'{call.name}' joins tensors with channels on different axes")
     if where == axis:
         ids, constant = (np.concatenate([getattr(side, name) for side in sides]) for name in ("ids", "constant"))
         analysis.channels[out] = Channels(axis, ids, constant)
@@ -204,7 +210,7 @@ def reduce(zero_only):
         if channels is None or channels.axis in axes or 0 in axes or getattr(call.layer, "initial", None) is not None:
             return mixing(analysis, call)
         axis = channels.axis if call.layer.keepdims else channels.axis - sum(a < channels.axis for a in axes)
-        constant = zero_stays(None, channels.constant) if zero_only else channels.constant
+        constant = zero_stays(channels.constant) if zero_only else channels.constant
         analysis.channels[call.outputs[0]] = Channels(axis, channels.ids, constant)
 
     return rule

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from rich.table import Table
 
-from keras_rda import output
-from keras_rda.compression import cutting
+from keras_rda import layer_facts, output
+from keras_rda.kernels import is_kernel
 
 layers = keras.layers
 
@@ -64,27 +64,40 @@ class CompressionReport:
         return {"layers": rows, "total": totals, "notes": list(self.notes)}
 
     def __str__(self):
-        table = Table("layer", "kind")
-        for name in ("channels", "parameters", "multiply-adds", "bytes"):
-            table.add_column(name, justify="right")
-        table.add_column("zero channels that stay")
+        table = Table("layer")
+        for name in ("channels", "parameters", "multiply-adds"):
+            table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            why = f"{row.zeros_kept}: {'; '.join(row.reasons)}" if row.zeros_kept else ""
-            pairs = (row.channels, row.parameters, row.multiply_adds, row.bytes)
-            table.add_row(row.name, row.kind, *map(_change, pairs), why)
+            table.add_row(output.Name(row.name), *map(_change, (row.channels, row.parameters, row.multiply_adds)))
         table.add_section()
-        table.add_row("all", "", "", *(_change(self.total(name)) for name in ("parameters", "multiply_adds", "bytes")))
-        return output.text(table, *self.notes, width=150)
+        table.add_row("all", "", *(_change(self.total(name)) for name in ("parameters", "multiply_adds")))
+        lines = [f"Bytes of the weights, dense: {_change(self.total('bytes'))}"]
+        lines += [
+            f"Channels without weights that stay in '{row.name}', {row.zeros_kept}: {'; '.join(row.reasons)}"
+            for row in self.rows
+            if row.zeros_kept
+        ]
+        return output.text(table, *lines, *self.notes, width=100)
 
 
 def _change(pair):
     if pair is None:
         return ""
-    before, after = ("?" if value is None else f"{value:,}" for value in pair)
+    before, after = map(_number, pair)
     return before if before == after else f"{before} → {after}"
 
 
-def make_report(graph, analysis, made, tensors):
+def _number(value):
+    """Five digits at the most: 12,345 or 1.23 M."""
+    if value is None:
+        return "?"
+    if value < 100_000:
+        return f"{value:,}"
+    power, unit = next((power, unit) for power, unit in ((9, "G"), (6, "M"), (3, "k")) if value >= 0.9995 * 10**power)
+    return f"{value / 10**power:#.3g}".rstrip(".") + f" {unit}"
+
+
+def make_report(flat, analysis, made, tensors):
     """Compare every layer with weights with its successor.
 
     `made`: {id of a layer: new layer}; `tensors`: {`Tensor`: new symbolic tensor}, which know their size also inside a
@@ -92,9 +105,9 @@ def make_report(graph, analysis, made, tensors):
     """
     rows, seen = [], set()
     calls = collections.defaultdict(list)
-    for call in graph.calls:
+    for call in flat.calls:
         calls[id(call.layer)].append(call)
-    for call in graph.calls:
+    for call in flat.calls:
         key, layer = id(call.layer), call.layer
         if key in seen or not isinstance(layer, layers.Layer) or not layer.weights:
             continue
@@ -123,14 +136,12 @@ def _pair(values):
 
 
 def _channels(use, analysis):
-    if not isinstance(getattr(use, "rule", None), cutting.Rule):
-        return None
-    return len(use.outputs), int(analysis.is_kept(use.outputs.ids).sum())
+    return None if use is None else (len(use.outputs), int(analysis.is_kept(use.outputs.ids).sum()))
 
 
 def _dead_and_kept(use, analysis):
     """Ids of outputs whose weights are all zero and that stayed."""
-    if use is None or not isinstance(use.rule, cutting.Linear | cutting.Depthwise):
+    if use is None:
         return np.array([], int)
     ids = use.outputs.ids[~use.rule.alive(use)]
     return ids[analysis.is_kept(ids)]
@@ -144,18 +155,17 @@ def _multiply_adds(layer, calls, tensors):
     """Weights times the positions at which each is used, over all calls of the layer."""
     if isinstance(layer, layers.MultiHeadAttention):
         return _attention(layer, [tensors[call.inputs[0]].shape for call in calls])
-    if type(layer) not in _POSITIONS:
-        elementwise = isinstance(layer, layers.PReLU | layers.Embedding)
-        return None if not elementwise and any(len(weight.shape) > 1 for weight in layer.weights) else 0
-    total = 0
-    for call in calls:
-        shape = tensors[call.inputs[0] if _POSITIONS[type(layer)] == "inputs" else call.outputs[0]].shape
-        axis = 1 if getattr(layer, "data_format", None) == "channels_first" else len(shape) - 1
-        positions = [size for i, size in enumerate(shape) if i not in (0, axis)]
-        if None in positions:
-            return None
-        total += math.prod(positions) * sum(math.prod(w.shape) for w in layer.weights if len(w.shape) > 1)
-    return total
+    facts = layer_facts.of(layer)
+    if facts is not None and facts.positions is None:
+        return 0
+    if type(layer) not in layer_facts.TABLE:  # one of the user's own may use its weights in any way
+        return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
+    positions = [
+        layer_facts.positions(layer, tensors[call.inputs[0]].shape, tensors[call.outputs[0]].shape) for call in calls
+    ]
+    if None in positions:
+        return None
+    return sum(positions) * sum(math.prod(weight.shape) for weight in layer.weights if is_kernel(weight))
 
 
 def _attention(layer, shapes):
@@ -166,16 +176,3 @@ def _attention(layer, shapes):
     kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 2)
     heads = layer.num_heads * (layer.key_dim + layer.value_dim)
     return sum(count * kernels + count**2 * heads for count in tokens)
-
-
-def _layers(*names):
-    return [getattr(layers, name) for name in names]
-
-
-# Where the positions of a kernel are counted; the other layers multiply element by element, or are not counted.
-_POSITIONS = {
-    layers.Dense: "outputs",
-    **dict.fromkeys(_layers("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"), "outputs"),
-    **dict.fromkeys(_layers("SeparableConv1D", "SeparableConv2D"), "outputs"),
-    **dict.fromkeys(_layers("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), "inputs"),
-}

@@ -1,14 +1,21 @@
 """Which rule each kind of layer has. To teach `compress` a layer, add it to `RULES`.
 
 A rule is called with the analysis and a call, and gives the call's outputs their channels: a function of `passing`, or
-a `Rule` of `cutting`. Whatever has no rule is a wall: its inputs stay whole, and its outputs begin anew.
+a `rule.Rule` if the layer has weights or a configuration that shrink. Whatever has no rule is a wall: its inputs stay
+whole, and its outputs begin anew.
 """
 
 import keras
 import numpy as np
 
-from keras_rda.compression import cutting, passing
-from keras_rda.compression.layout import mixing, wall, zero_stays
+from keras_rda.compression import passing
+from keras_rda.compression.attention import Heads
+from keras_rda.compression.einsum import Einsum
+from keras_rda.compression.linear import DEPTHWISE, Linear, Separable
+from keras_rda.compression.moving import Move
+from keras_rda.compression.per_channel import PerChannel, Table
+from keras_rda.compression.rule import Rule
+from keras_rda.compression.walls import mixing, wall
 
 layers = keras.layers
 
@@ -21,7 +28,7 @@ def forward(analysis, call):
     if rule is None:
         analysis.notes.append(f"{kind.__name__} '{call.name}': unknown, so no channel is cut on either side of it.")
         return wall(analysis, call, f"unknown layer '{call.name}'")
-    if isinstance(rule, cutting.Rule) and not _has_configuration(call.layer):
+    if isinstance(rule, Rule) and not _has_configuration(call.layer):
         return wall(analysis, call, f"'{call.name}' has no configuration from which a smaller one can be made")
     return rule(analysis, call)
 
@@ -35,8 +42,7 @@ def _has_configuration(layer):
     return True
 
 
-_CONVOLUTION = cutting.Linear("filters")
-_TRANSPOSED = cutting.Linear("filters", axes=(-1, -2), transposed=True)
+_LINEAR = Linear()
 _ADD = passing.merge(passing.of_constants(sum))
 _SUBTRACT = passing.merge(passing.of_constants(lambda arrays: arrays[0] - arrays[1]))
 _MULTIPLY = passing.merge(passing.product)
@@ -55,14 +61,15 @@ def _dimensions(name, *numbers):
 
 
 RULES = {
-    layers.Dense: cutting.Linear("units"),
-    **dict.fromkeys(_dimensions("Conv", 1, 2, 3), _CONVOLUTION),
-    **dict.fromkeys(_named("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _TRANSPOSED),
-    **dict.fromkeys(_dimensions("DepthwiseConv", 1, 2), cutting.DEPTHWISE),
-    **dict.fromkeys(_dimensions("SeparableConv", 1, 2), cutting.Separable()),
-    layers.Embedding: cutting.Table(),
-    layers.MultiHeadAttention: cutting.Heads(),
-    **dict.fromkeys([layers.BatchNormalization, layers.PReLU], cutting.PerChannel()),
+    layers.Dense: _LINEAR,
+    **dict.fromkeys(_dimensions("Conv", 1, 2, 3), _LINEAR),
+    **dict.fromkeys(_named("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _LINEAR),
+    **dict.fromkeys(_dimensions("DepthwiseConv", 1, 2), DEPTHWISE),
+    **dict.fromkeys(_dimensions("SeparableConv", 1, 2), Separable()),
+    layers.EinsumDense: Einsum(),
+    layers.Embedding: Table(),
+    layers.MultiHeadAttention: Heads(),
+    **dict.fromkeys([layers.BatchNormalization, layers.PReLU], PerChannel()),
     **dict.fromkeys([layers.ReLU, layers.LeakyReLU, layers.ELU], passing.elementwise),
     layers.Activation: passing.activation_layer,
     layers.Softmax: passing.softmax,
@@ -80,15 +87,15 @@ RULES = {
         ),
         passing.identity,
     ),
-    **dict.fromkeys(_dimensions("MaxPooling", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("AveragePooling", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("GlobalMaxPooling", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("GlobalAveragePooling", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("AdaptiveMaxPooling", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("AdaptiveAveragePooling", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("UpSampling", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("Cropping", 1, 2, 3), passing.spatial(passing.same)),
-    **dict.fromkeys(_dimensions("ZeroPadding", 1, 2, 3), passing.spatial(zero_stays)),
+    **{
+        kind: passing.spatial(passing.same)
+        for name in (
+            *("MaxPooling", "AveragePooling", "GlobalMaxPooling", "GlobalAveragePooling", "AdaptiveMaxPooling"),
+            *("AdaptiveAveragePooling", "UpSampling", "Cropping"),
+        )
+        for kind in _dimensions(name, 1, 2, 3)
+    },
+    **dict.fromkeys(_dimensions("ZeroPadding", 1, 2, 3), passing.spatial(passing.padding)),
     layers.Resizing: passing.spatial(passing.resizing),
     layers.Add: _ADD,
     layers.Subtract: _SUBTRACT,
@@ -97,14 +104,14 @@ RULES = {
     layers.Maximum: _MAXIMUM,
     layers.Minimum: _MINIMUM,
     layers.Concatenate: passing.concatenate,
-    layers.Flatten: cutting.Move(),
-    layers.Reshape: cutting.Move("target_shape"),
+    layers.Flatten: Move(),
+    layers.Reshape: Move("target_shape"),
     layers.Permute: passing.permute,
     layers.RepeatVector: passing.repeat,
     **dict.fromkeys(
         _named(
             *("LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization", "Dot", "Masking"),
-            *("Attention", "AdditiveAttention", "GroupQueryAttention", "EinsumDense", "TimeDistributed"),
+            *("Attention", "AdditiveAttention", "GroupQueryAttention", "TimeDistributed"),
             *("Bidirectional", "LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
         ),
         mixing,
@@ -127,7 +134,7 @@ INTERNAL = {
     **dict.fromkeys(("Log", "Log1p", "Reciprocal", "Rsqrt", "Sqrt"), passing.fragile(passing.elementwise)),
     # Of masks.
     **dict.fromkeys(("Any", "Cast", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), mixing),
-    "Reshape": cutting.Move("newshape"),
+    "Reshape": Move("newshape"),
     "Mean": passing.reduce(zero_only=False),
     "Max": passing.reduce(zero_only=False),
     "Min": passing.reduce(zero_only=False),

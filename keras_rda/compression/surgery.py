@@ -1,39 +1,24 @@
 """Build the smaller model: the same calls, layers with fewer channels, sliced weights."""
 
 import collections
-import dataclasses
 
 import keras
 import numpy as np
 
-from keras_rda.compression import cutting
 from keras_rda.compression.graph import functional
+from keras_rda.compression.per_channel import normalization
+from keras_rda.compression.rule import Cut
 
 
-@dataclasses.dataclass
-class Cut:
-    """What becomes of the channels of one layer; all bool arrays.
-
-    A channel that is kept but not needed is a placeholder: its weights are zero, and nobody reads it. A channel that is
-    not needed but has a known constant adds it to the biases of its readers.
-    """
-
-    keep_inputs: np.ndarray
-    need_inputs: np.ndarray
-    keep_outputs: np.ndarray
-    need_outputs: np.ndarray
-    use_bias: bool = False
-
-
-def build(model, graph, analysis, fold_batch_norm):
+def build(model, flat, analysis, fold_batch_norm):
     """Return (new model, {id of a layer: its new layer}, {`Tensor`: new symbolic tensor}).
 
     What had to be shared is added to `analysis.notes`.
     """
-    folds = _foldable(graph, analysis) if fold_batch_norm else {}
+    folds = _foldable(flat, analysis) if fold_batch_norm else {}
     folded = {id(call.layer) for calls in folds.values() for call in calls}
     made, values, tensors = {}, {}, {}
-    for symbolic, tensor in zip(model.inputs, graph.inputs, strict=True):
+    for symbolic, tensor in zip(model.inputs, flat.inputs, strict=True):
         tensors[tensor] = keras.Input(
             batch_shape=symbolic.shape,
             dtype=symbolic.dtype,
@@ -41,8 +26,8 @@ def build(model, graph, analysis, fold_batch_norm):
             name=symbolic.name,
             optional=tensor.optional,
         )
-    inputs = [tensors[tensor] for tensor in graph.inputs]
-    for call in graph.calls:
+    inputs = [tensors[tensor] for tensor in flat.inputs]
+    for call in flat.calls:
         key = id(call.layer)
         if key in folded:
             tensors[call.outputs[0]] = tensors[call.inputs[0]]
@@ -60,7 +45,7 @@ def build(model, graph, analysis, fold_batch_norm):
             made[key].finalize_state()
     original = functional(model)
     taken = {layer.name for layer in made.values()} | {tensor.name for tensor in model.inputs}
-    outputs = _named([tensors[tensor] for tensor in graph.outputs], original.output_names, taken)
+    outputs = _named([tensors[tensor] for tensor in flat.outputs], original.output_names, taken)
     smaller = keras.Model(
         keras.tree.pack_sequence_as(original.input, inputs),
         keras.tree.pack_sequence_as(original.output, outputs),
@@ -109,14 +94,14 @@ def _remake(call, analysis, folds):
         need_outputs=analysis.is_needed(use.outputs.ids),
     )
     config = use.rule.config(config, use, cut)
-    cut.use_bias = bool(config.get("use_bias"))
+    cut.use_bias = use.rule.has_bias(config)
     arrays = use.rule.weights(use, cut)
     for fold in folds:
-        scale, offset = (value[cut.keep_outputs] for value in cutting.normalization(fold.layer))
-        arrays = use.rule.scaled(arrays, scale)
+        scale, offset = (value[cut.keep_outputs] for value in normalization(fold.layer))
+        arrays = use.rule.scaled(use, arrays, scale)
         bias = arrays.pop() * scale if cut.use_bias else 0
         arrays.append(np.where(cut.need_outputs[cut.keep_outputs], bias + offset, 0))
-        config["use_bias"] = cut.use_bias = True
+        config, cut.use_bias = use.rule.with_bias(config), True
     new = type(layer).from_config(config)
     for key in (*initializers, *kept):
         value = getattr(layer, key)
@@ -168,16 +153,16 @@ def _is_equal(call, new):
     return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(*arrays, strict=True))
 
 
-def _foldable(graph, analysis):
+def _foldable(flat, analysis):
     """{id of a layer: the calls of BatchNormalization after it, each of which alone reads what is before it}."""
-    readers = collections.Counter(graph.outputs)
-    uses = collections.Counter(id(call.layer) for call in graph.calls)
+    readers = collections.Counter(flat.outputs)
+    uses = collections.Counter(id(call.layer) for call in flat.calls)
     producers = {}  # tensor → call; behind a normalisation that is folded, the call that it is folded into
-    for call in graph.calls:
+    for call in flat.calls:
         readers.update(call.inputs)
         producers.update(dict.fromkeys(call.outputs, call))
     folds = {}
-    for call in graph.calls:
+    for call in flat.calls:
         layer = call.layer
         if type(layer) is not keras.layers.BatchNormalization or id(layer) not in analysis.uses or uses[id(layer)] > 1:
             continue
@@ -185,7 +170,7 @@ def _foldable(graph, analysis):
         before = producer and analysis.uses.get(id(producer.layer))
         if (
             before is not None
-            and isinstance(before.rule, cutting.Linear | cutting.Depthwise)
+            and before.rule.is_scalable
             and uses[id(producer.layer)] == readers[call.inputs[0]] == 1
             and not {id(layer), id(producer.layer)} & analysis.walled.keys()
             and producer.layer.activation is keras.activations.linear

@@ -1,0 +1,49 @@
+"""The rule of multi-head attention."""
+
+import numpy as np
+
+from keras_rda import layer_facts
+from keras_rda.compression.analysis import Channels
+from keras_rda.compression.rule import Rule, Use
+from keras_rda.compression.walls import mixing
+
+
+class Heads(Rule):
+    """Multi-head attention: its inputs and outputs stay whole; heads that add nothing to the output go."""
+
+    def __call__(self, analysis, call):
+        layer = call.layer
+        mixing(analysis, call)
+        del analysis.walled[id(layer)]  # inside, heads can go all the same
+        if len(layer.weights) != (8 if layer.use_bias else 4):  # LoRA
+            return
+        heads = analysis.fresh(layer.num_heads)
+        channels = Channels(1, heads, np.full(len(heads), np.nan))
+        use = analysis.uses.setdefault(id(layer), Use(layer, self, channels, channels))
+        # A mask, or scores that are asked for, may have an axis of heads.
+        plain = len(call.outputs) == 1 and all(len(tensor.shape) == 3 for tensor in call.inputs)
+        alive = self._used(layer) if plain else slice(None)
+        analysis.fix(use.inputs.ids[alive], f"a head of '{call.name}' with weights")
+
+    def _used(self, layer):
+        value, bias, output = self._parts(layer)
+        reads = (value != 0).any(axis=(0, 2)) | (bias != 0).any(axis=1)
+        return reads & (output != 0).any(axis=(1, 2))
+
+    def _parts(self, layer):
+        """Value kernel (in, heads, size), value bias (heads, size), output kernel (heads, size, out)."""
+        arrays = layer.get_weights()
+        value, output = (arrays[4], arrays[6]) if layer.use_bias else (arrays[2], arrays[3])
+        bias = arrays[5] if layer.use_bias else np.zeros(value.shape[1:])
+        return value, bias, output.reshape(*output.shape[:2], -1)
+
+    def config(self, config, use, cut):
+        return {**config, layer_facts.of(use.layer).size: int(cut.keep_inputs.sum())}
+
+    def weights(self, use, cut):
+        *projections, output = np.array_split(np.arange(len(use.layer.weights)), 4)
+        arrays = use.layer.get_weights()
+        for index in np.concatenate(projections):  # kernels (in, heads, size), biases (heads, size)
+            arrays[index] = arrays[index].compress(cut.keep_inputs, axis=arrays[index].ndim - 2)
+        arrays[output[0]] = arrays[output[0]].compress(cut.keep_inputs, axis=0)  # (heads, size, out)
+        return arrays

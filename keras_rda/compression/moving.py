@@ -1,0 +1,68 @@
+"""The rule of layers that only rearrange elements."""
+
+import keras
+import numpy as np
+
+from keras_rda.compression.analysis import Channels
+from keras_rda.compression.rule import Rule, Use
+from keras_rda.compression.walls import single, wall
+
+
+class Move(Rule):
+    """Flatten and Reshape: where each channel goes is read off the layer itself, applied to indices.
+
+    Args:
+        target: The configuration's entry that holds the new shape, if there is one.
+    """
+
+    def __init__(self, target=None):
+        self.target = target
+        self.batch = int(target == "newshape")  # whether that shape has the batch in it
+
+    def __call__(self, analysis, call):
+        channels = single(analysis, call)
+        if channels is None:
+            return wall(analysis, call, f"'{call.name}' combines tensors")
+        (tensor,), (out,) = call.inputs, call.outputs
+        last = len(tensor.shape) - 1
+        if self.target and channels.axis == last and out.shape[-1] == len(channels):
+            # Row-major order with the last dimension as it was: nothing but the other dimensions changes.
+            axis, order = len(out.shape) - 1, np.arange(len(channels))
+        else:
+            axis, order = self._trace(call, tensor, channels)
+            if order is None:
+                return wall(analysis, call, f"'{call.name}' splits or joins channels")
+        moved = Channels(axis, channels.ids[order], channels.constant[order])
+        analysis.channels[out] = moved
+        if self.target:
+            use = analysis.uses.setdefault(id(call.layer), Use(call.layer, self, channels, moved))
+            if use.outputs is not moved:  # a layer that is called again has the same target
+                if len(use.outputs) != len(moved) or use.outputs.axis != axis:
+                    return wall(analysis, call, f"'{call.name}' is called with channels on different axes")
+                analysis.tie(use.outputs.ids, moved.ids)
+
+    def _trace(self, call, tensor, channels):
+        if None in tensor.shape[1:]:
+            return None, None
+        shape = [1] * len(tensor.shape)
+        shape[channels.axis] = len(channels)
+        whole = (tensor.shape[0] or 1, *tensor.shape[1:])
+        index = np.broadcast_to(np.arange(len(channels), dtype="int32").reshape(shape), whole)
+        args, kwargs = call.fill(lambda tensor: index)
+        moved = keras.ops.convert_to_numpy(call.layer.call(*args, **kwargs))
+        for axis in reversed(range(1, moved.ndim)):
+            others = tuple(other for other in range(moved.ndim) if other != axis)
+            first = moved.min(axis=others)
+            if np.array_equal(first, moved.max(axis=others)):
+                return axis, first
+        return None, None
+
+    def config(self, config, use, cut):
+        shape = list(config[self.target])
+        position = use.outputs.axis - 1 + self.batch
+        if shape[position] != -1:
+            shape[position] = int(cut.keep_outputs.sum())
+        return {**config, self.target: shape}
+
+    def weights(self, use, cut):
+        return []
