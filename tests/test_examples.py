@@ -19,7 +19,8 @@ from test_datasets import PREPARED
 
 import keras_rda
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 
 
 def run(script, *arguments, check=True):
@@ -135,6 +136,27 @@ def test_accuracy(tmp_path):
     assert f"1/1 digits {lines[1]['method']}" in again.stdout
     assert "a line that is cut off is left out" in again.stderr
     assert json.loads(results.read_text().splitlines()[-1])["top1"] == lines[1]["top1"]  # same seed, same batches
+
+
+def test_texts_of_pictures_do_not_overlap(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    plotting = importlib.import_module("plotting")
+    assert plotting.apart([5.0, 30.0], 12, 0) == {0: 5, 1: 30}
+    assert plotting.apart([30.0, 20.0, 22.0], 12, 0) == {1: 12, 2: 24, 0: 36}  # around the mean, in their order
+    assert plotting.apart([1.0, 1.0, 40.0], 12, 4) == {0: 4, 1: 16, 2: 40}
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[!.]*/**/*.md")), ids=str)
+def test_links_between_pages(page):
+    """Every relative link names a file of the repository, and its fragment a heading, as GitHub spells it."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, fragment = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{target} is not there"
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert fragment in slugs, f"{target}: {file.name} has {slugs}"
 
 
 @pytest.mark.every
