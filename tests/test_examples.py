@@ -21,6 +21,7 @@ import keras_rda
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+FOLDERS = ("docs", "examples", "keras_rda", "saved_models", "tests")
 
 
 def run(script, *arguments, check=True):
@@ -146,7 +147,13 @@ def test_texts_of_pictures_do_not_overlap(monkeypatch):
     assert plotting.apart([1.0, 1.0, 40.0], 12, 4) == {0: 4, 1: 16, 2: 40}
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("[!.]*/**/*.md")), ids=str)
+def pages():
+    """The Markdown files of the repository, by their places in it."""
+    pages = itertools.chain(ROOT.glob("*.md"), *(ROOT.glob(f"{folder}/**/*.md") for folder in FOLDERS))
+    return [page for page in sorted(pages) if EXAMPLES / "output" not in page.parents]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_between_pages(page):
     """Every relative link names a file of the repository, and its fragment a heading, as GitHub spells it."""
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
