@@ -198,6 +198,33 @@ def test_accuracy_refuses(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("sparsities", [(0.0,), (0.9,), (0.0, 0.9, 0.95)])
+def test_accuracy_shows_what_is_there(tmp_path, monkeypatch, capsys, sparsities):
+    """Dense training alone, without it, and methods of which one has a curve."""
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    accuracy = importlib.import_module("accuracy")
+    results = tmp_path / "results.jsonl"
+    lines = [
+        {
+            "task": "digits",
+            "method": method,
+            "sparsity": sparsity,
+            "sigma": sparsity,
+            "epochs": 2,
+            "top1": 0.9,
+            "seconds": 1,
+        }
+        for sparsity, method in zip(
+            sparsities, ("recipe" if sparsities[0] else "dense", "recipe", "recipe"), strict=False
+        )
+    ]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--show", "--results", str(results)])
+    accuracy.main()
+    assert capsys.readouterr().out.count("digits") == len(sparsities)
+    assert results.with_suffix(".png").stat().st_size > 5_000
+
+
 def test_batches_depend_on_seed_and_epoch_alone(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     data = importlib.import_module("accuracy_data")

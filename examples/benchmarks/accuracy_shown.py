@@ -47,13 +47,14 @@ def plot(results, file):
         dense = {"dense": top1} if (top1 := [100 * line["top1"] for line in lines if line["method"] == "dense"]) else {}
         if several:
             above.append((12, curves, task, several, dense))
-        for (sigma,), of in sorted(grouped(lines, "sparsity").items()):
+        targets = grouped(lines, "sparsity")
+        for (sigma,), of in sorted(targets.items()):
             methods = {m: [100 * line["top1"] for line in at] for (m,), at in grouped(of, "method").items()}
-            if sigma and methods.keys() - several.keys():
+            if (sigma or len(targets) == 1) and methods.keys() - several.keys():
                 below.append((len(dense | methods), dots, f"{task}, σ {sigma:g}", dense | methods))
     below.sort(key=lambda drawing: -drawing[0])
     rows = [[drawing] for drawing in above] + [below[start : start + 2] for start in range(0, len(below), 2)]
-    heights = [0.7 + 0.2 * max(lines for lines, *_ in row) for row in rows]
+    heights = [0.9 + 0.2 * max(lines for lines, *_ in row) for row in rows]
     figure = plotting.figure(sum(heights))
     parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, row in zip(parts, rows, strict=True):
