@@ -16,16 +16,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
 
 import keras
-import matplotlib
 import numpy as np
+import plotting
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import keras_rda
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 BATCH_SIZE = {"digits": 32, "mnist": 128, "fashion_mnist": 128, "cifar10": 128}
 EPOCHS = {"digits": 40, "mnist": 5, "fashion_mnist": 5, "cifar10": 5}
@@ -114,7 +111,8 @@ def main():
     table.add_column("method")
     for column in ("top-1", "top-1 LiteRT", "σ", "bytes dense", "bytes sparse", "sparse/dense", "largest difference"):
         table.add_column(column, justify="right")
-    figure, (accuracy_axes, sparsity_axes) = plt.subplots(2, sharex=True, figsize=(7, 6), layout="constrained")
+    figure = plotting.figure(3)
+    panels = dict(zip(("val_accuracy", "sparsity"), figure.subplots(1, 2), strict=True))
 
     with Progress(
         TextColumn("{task.description:>5}"),
@@ -142,9 +140,9 @@ def main():
                 callbacks=[keras_rda.SparsityLogger(), ProgressBar(progress, method, arguments.epochs)],
                 verbose=0,
             ).history
-            epochs = range(1, arguments.epochs + 1)
-            accuracy_axes.plot(epochs, history["val_accuracy"], label=method)
-            sparsity_axes.plot(epochs, history["sparsity"], label=method)
+            for key, panel in panels.items():
+                values = [[value] for value in history[key]]
+                plotting.line(panel, range(1, 1 + len(values)), values, plotting.colour(method.lower()), method)
 
             file = arguments.output / f"{arguments.dataset}-{method.lower()}.tflite"
             report = keras_rda.export(model, file)
@@ -160,13 +158,11 @@ def main():
                 f"{np.max(np.abs(received - expected)):.2g}",
             )
 
-    accuracy_axes.set(
-        ylabel="top-1 on the test split", title=f"{arguments.dataset}: SGD and MRDA, λ {arguments.penalty:g}"
-    )
-    sparsity_axes.set(ylabel="σ, all trainable weights", xlabel="epoch", ylim=(0, 1))
-    accuracy_axes.legend()
-    plot = arguments.output / f"{arguments.dataset}.png"
-    figure.savefig(plot, dpi=120)
+    panels["val_accuracy"].set(ylabel="top-1 on the test split", xlabel="epoch", title=arguments.dataset)
+    panels["sparsity"].set(ylabel="σ, all trainable weights", xlabel="epoch", ylim=(-0.02, 1))
+    options = [f"--{name} {getattr(arguments, name):g}" for name in ("epochs", "penalty", "seed")]
+    command = f"python examples/quickstart.py --dataset {arguments.dataset} {' '.join(options)}"
+    plotting.save(figure, arguments.output / f"{arguments.dataset}.png", command)
     console = Console(width=120) if not os.isatty(1) else Console()
     console.print(table)
     console.print(f"Files and plot: {os.path.relpath(arguments.output)}/")

@@ -27,16 +27,20 @@ def pytest_terminal_summary(terminalreporter, config):
     """Write the contract's table: a row a cell of optimizer × mode × precision, a column a feature."""
     if config.option.contract is None:
         return
-    table = {}
+    table, numbers = {}, []
     for outcome in ("passed", "failed", "skipped"):
-        for report in terminalreporter.getreports(outcome):
+        reports = [report for report in terminalreporter.getreports(outcome) if report.user_properties]
+        numbers.append(f"{len(reports)} {outcome}")
+        for report in reports:
             for _, (optimizer, feature, precision, mode) in report.user_properties:
                 reason = report.longrepr[2] if outcome == "skipped" else outcome
                 table.setdefault((optimizer, mode, precision), {})[feature] = reason
     features = list(dict.fromkeys(feature for row in table.values() for feature in row))
     lines = [["optimizer", "mode", "precision", *features], ["---"] * (3 + len(features))]
     lines += [[*place, *(row.get(feature, "not run") for feature in features)] for place, row in table.items()]
-    config.option.contract.write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    title = f"# The contract on {BACKEND}\n\nKeras {keras.version()}: {', '.join(numbers)}.\n\n"
+    config.option.contract.parent.mkdir(parents=True, exist_ok=True)
+    config.option.contract.write_text(title + "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
 @pytest.fixture(autouse=True)

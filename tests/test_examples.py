@@ -19,7 +19,9 @@ from test_datasets import PREPARED
 
 import keras_rda
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+FOLDERS = ("docs", "examples", "keras_rda", "saved_models", "tests")
 
 
 def run(script, *arguments, check=True):
@@ -137,6 +139,33 @@ def test_accuracy(tmp_path):
     assert json.loads(results.read_text().splitlines()[-1])["top1"] == lines[1]["top1"]  # same seed, same batches
 
 
+def test_texts_of_pictures_do_not_overlap(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    plotting = importlib.import_module("plotting")
+    assert plotting.apart([5.0, 30.0], 12, 0) == {0: 5, 1: 30}
+    assert plotting.apart([30.0, 20.0, 22.0], 12, 0) == {1: 12, 2: 24, 0: 36}  # around the mean, in their order
+    assert plotting.apart([1.0, 1.0, 40.0], 12, 4) == {0: 4, 1: 16, 2: 40}
+
+
+def pages():
+    """The Markdown files of the repository, by their places in it."""
+    pages = itertools.chain(ROOT.glob("*.md"), *(ROOT.glob(f"{folder}/**/*.md") for folder in FOLDERS))
+    return [page for page in sorted(pages) if EXAMPLES / "output" not in page.parents]
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages(page):
+    """Every relative link names a file of the repository, and its fragment a heading, as GitHub spells it."""
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, fragment = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), f"{target} is not there"
+        if fragment:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert fragment in slugs, f"{target}: {file.name} has {slugs}"
+
+
 @pytest.mark.every
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
 def test_structured(tmp_path):
@@ -167,6 +196,33 @@ def test_accuracy_refuses(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match="2"):
             accuracy.main()
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sparsities", [(0.0,), (0.9,), (0.0, 0.9, 0.95)])
+def test_accuracy_shows_what_is_there(tmp_path, monkeypatch, capsys, sparsities):
+    """Dense training alone, without it, and methods of which one has a curve."""
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    accuracy = importlib.import_module("accuracy")
+    results = tmp_path / "results.jsonl"
+    lines = [
+        {
+            "task": "digits",
+            "method": method,
+            "sparsity": sparsity,
+            "sigma": sparsity,
+            "epochs": 2,
+            "top1": 0.9,
+            "seconds": 1,
+        }
+        for sparsity, method in zip(
+            sparsities, ("recipe" if sparsities[0] else "dense", "recipe", "recipe"), strict=False
+        )
+    ]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "--show", "--results", str(results)])
+    accuracy.main()
+    assert capsys.readouterr().out.count("digits") == len(sparsities)
+    assert results.with_suffix(".png").stat().st_size > 5_000
 
 
 def test_batches_depend_on_seed_and_epoch_alone(monkeypatch):

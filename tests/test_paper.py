@@ -223,7 +223,9 @@ def test_render(tmp_path):
     assert text.count("not run") > 100
     assert "Not run with " in text
     assert text.rstrip().endswith(": table3.")
-    assert [plot.name for plot in tmp_path.glob("*.png")] == ["table5-0.png"]  # of the others one cell is there
+    (picture,) = tmp_path.glob("*.png")  # of the other tables one cell is there
+    assert picture.name == f"table5-2-epochs-32-images-batches-128-float32-{BACKEND}.png"
+    assert f"({picture.name})" in text
     # The paper's scale stands first, whenever it was run.
     full = training.Settings(cell.run, cell.run.epochs)
     results.append(file, line | full.flat() | {"scaled": ""})
@@ -231,6 +233,9 @@ def test_render(tmp_path):
         "the paper's scale",
         "scaled: 2 epochs, 32 training images",
     ]
+    results.append(file, line | training.Settings(same, 120).flat() | {"scaled": ""})
+    assert run("render", "--results", file, "--output", tmp_path).exit_code == 0
+    assert {picture.name, "sigma.png"} < {plot.name for plot in tmp_path.glob("*.png")}
 
 
 def test_lines_that_a_kill_has_cut_off(tmp_path):

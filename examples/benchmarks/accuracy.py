@@ -12,7 +12,6 @@ that very dense model too.
 """
 
 import argparse
-import collections
 import concurrent.futures
 import dataclasses
 import itertools
@@ -20,7 +19,6 @@ import json
 import os
 import pathlib
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -35,7 +33,6 @@ RESULTS = FOLDER / "results"
 FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zeros; as many more for `fine_tuning`
 CHOOSING = 0.4  # of these: `fine_tuning` chooses the zeros in them, and freezes them for the others
 CHOOSING_END = 0.9  # when σ reaches the target then
-SHOWN = (0, 0.5, 0.8, 0.9, 0.95, 0.98)  # σ on the axis of the plot
 CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
 
 
@@ -82,13 +79,6 @@ def optimizer_for(method, task, steps, model):
         "ftrl": lambda: keras.optimizers.Ftrl(0.05, initial_accumulator_value=1e-8, l1_regularization_strength=1e-4),
     }
     return makers[method]()
-
-
-METHODS = (
-    *("dense", "recipe", "tfmot", "l1_threshold", "fine_tuning", "channels"),
-    *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
-)
-DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
 
 
 def train(cell):
@@ -139,7 +129,7 @@ def train(cell):
             if cell.method == "fine_tuning":
                 epochs = max(1, round(CHOOSING * tuning))
         optimizer = optimizer_for(cell.method, task, len(batches) * epochs, model)
-        targets = [] if cell.method in DENSE else [keras_rda.TargetSparsity(cell.sparsity, end=end)]
+        targets = [] if cell.method in data.DENSE else [keras_rda.TargetSparsity(cell.sparsity, end=end)]
         history = fit(model, optimizer, epochs, callbacks=targets)
         if cell.method == "fine_tuning":
             keras_rda.freeze_zeros(model)
@@ -208,60 +198,12 @@ def read(file):
     return lines
 
 
-def table(results):
-    from rich.table import Table
-
-    groups = collections.defaultdict(list)
-    for line in results:
-        groups[line["task"], line["sparsity"], line["epochs"], line["method"]].append(line)
-    shown = Table("task", "target σ", "method", title="top-1 on the test split, mean ± standard deviation over seeds")
-    for name in ("top-1, %", "σ, kernels", "epochs", "seconds", "seeds"):
-        shown.add_column(name, justify="right")
-    order = {method: position for position, method in enumerate(METHODS)}
-    for (task, sparsity, epochs, method), lines in sorted(groups.items(), key=lambda g: (*g[0][:3], order[g[0][3]])):
-        accuracies = [100 * line["top1"] for line in lines]
-        deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(lines) > 1 else ""
-        sigma = statistics.mean(line["sigma"] for line in lines)
-        seconds = statistics.mean(line["seconds"] for line in lines)
-        shown.add_row(
-            *(task, f"{sparsity:g}", method, f"{statistics.mean(accuracies):.2f}{deviation}", f"{sigma:.4f}"),
-            *(str(epochs), f"{seconds:.0f}", str(len(lines))),
-        )
-    return shown
-
-
-def plot(results, file):
-    """Accuracy over σ, a panel a task; logarithmic in what is left."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = sorted({line["task"] for line in results})
-    figure, panels = plt.subplots(1, len(tasks), figsize=(6 * len(tasks), 4.5), squeeze=False, layout="constrained")
-    for panel, task in zip(panels[0], tasks, strict=True):
-        for number, method in enumerate(METHODS):
-            points = [
-                (1 - line["sigma"], 100 * line["top1"])
-                for line in results
-                if (line["task"], line["method"]) == (task, method)
-            ]
-            if points:
-                color, marker = plt.get_cmap("tab20")(number), "os"[number % 2]
-                panel.plot(*zip(*sorted(points), strict=True), marker, label=method, color=color)
-        panel.set(title=task, xlabel="σ of the kernels", ylabel="top-1, %", xscale="log")
-        panel.minorticks_off()
-        panel.set_xticks([1 - sigma for sigma in SHOWN], SHOWN)
-        panel.invert_xaxis()
-        panel.legend(fontsize="small")
-    figure.suptitle("python examples/benchmarks/accuracy.py --show", fontsize="small")
-    figure.savefig(file, dpi=120)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", choices=data.TASKS, default=["fashion_mnist", "cifar10"])
-    parser.add_argument("--method", nargs="+", choices=METHODS, default=["dense", "recipe", "tfmot", "l1_threshold"])
+    parser.add_argument(
+        "--method", nargs="+", choices=data.METHODS, default=["dense", "recipe", "tfmot", "l1_threshold"]
+    )
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.95], help="wanted σ of the kernels")
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="default: of the task")
@@ -288,15 +230,16 @@ def main():
     results = read(arguments.results)
     if not results:
         parser.error(f"{arguments.results} holds no results yet")
+    import accuracy_shown as shown
     from rich.console import Console
 
-    Console(width=120).print(table(results))
-    plot(results, arguments.results.with_suffix(".png"))
+    Console(width=120).print(shown.table(results))
+    shown.plot(results, arguments.results.with_suffix(".png"))
 
 
 def make_cell(arguments, sparsity, seed, task, method):
     epochs = arguments.epochs or data.TASKS[task].epochs
-    target = 0.0 if method in DENSE else sparsity
+    target = 0.0 if method in data.DENSE else sparsity
     return data.Cell(task, method, target, seed, epochs, arguments.data_dir, threads=1)
 
 

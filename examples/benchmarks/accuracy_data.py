@@ -10,6 +10,11 @@ import numpy as np
 import keras_rda.datasets
 
 KEY = ("task", "method", "sparsity", "seed", "epochs")
+METHODS = (
+    *("dense", "recipe", "tfmot", "l1_threshold", "fine_tuning", "channels"),
+    *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
+)
+DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
 MACHINE = f"{os.cpu_count()} × {platform.machine()}"
 
 

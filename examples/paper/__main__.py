@@ -193,19 +193,24 @@ def render(file, output):
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from examples.paper import plots  # Matplotlib, which running needs not
+
     lines = read(file)
     if not lines:
         raise click.ClickException(f"{file} holds no results yet; `python -m examples.paper table4` makes some.")
     output = output or file.parent
     output.mkdir(parents=True, exist_ok=True)
     parts = [results.LEGEND]
-    for number, (caption, group) in enumerate(results.scales(lines).items()):
+    if plots.growth_of_sigma(lines, output / "sigma.png"):
+        parts.append("## σ of RDA over the epochs\n\n![σ of RDA over the epochs](sigma.png)\n")
+    for caption, group in results.scales(lines).items():
         runs = {name: sum(bool(results.matching(group, c.run)) for c in cells) for name, (_, cells) in TABLES.items()}
         for name in filter(runs.get, TABLES):
             parts.append(results.markdown(name, group, caption))
             if runs[name] > 1:  # a single cell is no picture
-                results.plot(name, group, caption, output / f"{name}-{number}.png")
-                parts.append(f"![{name}]({name}-{number}.png)\n")
+                picture = f"{name}-{results.slug(caption)}.png"
+                plots.table(name, group, caption, output / picture)
+                parts.append(f"![{name}]({picture})\n")
         if missing := [name for name in TABLES if not runs[name]]:
             parts.append(f"Not run with {caption}: {', '.join(missing)}.\n")
     text = "\n".join([*parts, *filter(None, [results.step_times(lines)])])

@@ -1,4 +1,4 @@
-"""Results as JSON lines, and the paper's tables and plots made from them."""
+"""Results as JSON lines, and the paper's tables made from them."""
 
 import collections
 import dataclasses
@@ -134,6 +134,12 @@ def scales(lines):
     return {caption: group for (_, _, caption), group in ordered}
 
 
+def slug(caption):
+    """A scale's caption as a part of a file's name, which does not change when another scale is run."""
+    words = re.findall(r"[\w.-]+", re.sub(r"(\d+) of \d+", r"\1", caption).replace("'", "").replace("ε", "epsilon"))
+    return "-".join(word for word in words if word not in {"the", "of", "scaled", "training", "first", "stage"})
+
+
 def matching(lines, run):
     """The lines of a run of the paper, whatever their number of epochs: one a seed, the newest."""
     wanted = dataclasses.asdict(run)
@@ -193,44 +199,3 @@ def _mean(found, key, digits, theirs):
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     star = " *" if theirs is not None and abs(mean - theirs) > DIFFERENT[key] else ""
     return f"{mean:.{digits}f}{deviation}{star}"
-
-
-def plot(name, lines, caption, file):
-    """Top-1 and σ of a table's rows over its columns, ours and the paper's; over epochs where it has no columns."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    title, cells = TABLES[name]
-    figure, panels = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    rows = list(dict.fromkeys(cell.row for cell in cells))
-    for color, row in enumerate(rows):
-        places = [cell for cell in cells if cell.row == row]
-        if name in ("table1", "table2", "table3"):
-            for panel, key in zip(panels, ("top1", "sigma"), strict=True):
-                ours = [
-                    (cell.column, statistics.mean(FACTOR[key] * line[key] for line in found))
-                    for cell in places
-                    if (found := matching(lines, cell.run))
-                ]
-                theirs = [(cell.column, getattr(cell, key)) for cell in places if getattr(cell, key) is not None]
-                panel.plot(*zip(*theirs, strict=True), "--", color=f"C{color}", label=f"{row}, paper")
-                if ours:
-                    panel.plot(*zip(*ours, strict=True), "o-", color=f"C{color}", label=f"{row}, ours")
-                panel.set_xlabel("λ" if name == "table1" else "γ")
-        else:
-            for cell in places:
-                for number, line in enumerate(matching(lines, cell.run)):
-                    label = None if number else f"{row} {cell.column}"
-                    style = "--" if cell.column == "sgd" else "-"
-                    for panel, key in zip(panels, ("top1", "sigma"), strict=True):
-                        values = [FACTOR[key] * epoch[key] for epoch in line["history"]]
-                        panel.plot(range(1, len(values) + 1), values, style, color=f"C{color}", label=label)
-                        panel.set_xlabel("epoch")
-    for panel, label in zip(panels, ("top-1, %", "σ"), strict=True):
-        panel.set_ylabel(label)
-        panel.legend(fontsize="small")
-    figure.suptitle(f"{name}: {title} ({caption}). python -m examples.paper render", fontsize="small")
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
