@@ -661,6 +661,14 @@ def test_images_of_unknown_size_and_channels_first():
     assert channels(model)[0]["a"] == (8, 6)
 
 
+def test_trying_an_activation_says_nothing(recwarn):
+    """Keras warns of a softmax over one channel, which only the trial has."""
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax")(keras.layers.Dense(16)(inputs)))
+    keras_rda.compress(model)
+    assert not [warning for warning in recwarn if "softmax" in str(warning.message)]
+
+
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a minute of compilation on JAX; nothing here depends on it")
 @pytest.mark.parametrize("name", ["conv", "dense", "einsum", "depthwise", "separable", "transpose", "grouped"])
 def test_batch_normalization_is_folded_on_request(name):

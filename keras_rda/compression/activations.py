@@ -1,5 +1,7 @@
 """What activations do to constant channels, and which of them act on each element alone."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
@@ -82,7 +84,8 @@ def _seems_elementwise(activation, rank):
     order, changed = random.permutation(x.size), random.random(x.shape) > 0.5
 
     def apply(array):
-        with keras.StatelessScope():  # the user's own function may keep a state
+        # The user's own function may keep a state; and what it says about these inputs is not about the user's.
+        with keras.StatelessScope(), warnings.catch_warnings(action="ignore"):
             return ops.convert_to_numpy(activation(ops.convert_to_tensor(array.astype("float32"))))
 
     try:
