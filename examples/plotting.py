@@ -20,7 +20,7 @@ METHODS = {
     "dense": ("dense SGD", BLACK),
     "sgd": ("SGD", BLACK),
     "recipe": ("the recipe", BLUE),
-    "recipe_0.98": ("the recipe, σ 0.98", GREEN),
+    "recipe_0.98": ("the recipe, σ 0.98", BLUE),
     "fine_tuning": ("the recipe, fine-tuning", BLUE),
     "channels": ("whole channels", BLUE),
     "l1_threshold": ("ℓ1, threshold", GREEN),

@@ -31,9 +31,6 @@ def colours(cells):
     """The colour of each cell: its method's, and a shade of it for each row that has the same method."""
     chosen = {}
     for method in dict.fromkeys(cell.run.method for cell in cells):
-        if method == "recipe":  # rows of two σ, which pictures tell apart as methods
-            chosen |= {cell: plotting.colour(cell.row) for cell in cells if cell.run.method == method}
-            continue
         rows = list(dict.fromkeys(cell.row for cell in cells if cell.run.method == method))
         for cell in cells:
             if cell.run.method == method:
