@@ -127,6 +127,7 @@ def test_accuracy(tmp_path):
     for line in lines:
         assert line["sigma"] == pytest.approx(0.9, abs=0.005)
         assert line["top1"] > 0.8
+        assert BACKEND != "tensorflow" or 50_000 < line["bytes"] < 0.2 * 885_056  # dense
         assert f"{line['method']} σ {line['sigma']:.4f} top-1 {line['top1']:.4f}" in output
         assert str(tmp_path) not in line["command"]
         assert line["versions"]["keras"] == keras.version()

@@ -8,7 +8,7 @@ Every method has the same network, order of the data, augmentation, epochs and s
 file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
 `fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero
 in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again. Their lines have the top-1 of
-that very dense model too.
+that very dense model too. `bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -144,6 +145,9 @@ def train(cell):
         model.save(unfinished)
         unfinished.replace(cell.model)
     train_top1, backend = history["accuracy"][-1], keras.backend.backend()
+    if backend == "tensorflow":
+        with tempfile.TemporaryDirectory() as folder:
+            also["bytes"] = keras_rda.export(model, pathlib.Path(folder, "model.tflite")).bytes
     return data.result(cell, top1(model), sigma, seconds, train_top1, versions(), backend) | also
 
 
