@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_rda import _keras
+
 # Words in names of weights of rank ≥ 2 that are no kernels: biases of GRU and attention, normalisation over several
 # axes, PReLU's slopes; tables, tokens and positions, as transformers of Keras, KerasHub and others name them.
 _NOT_KERNELS = frozenset(
@@ -89,8 +91,8 @@ def axes_of(model):
     `axes` is None where there are no such channels to tell apart: the inputs of a convolution with several groups.
     """
     found = {}
-    for layer in model._flatten_layers():  # the sublayers of attention have no public list
-        for variable in layer._trainable_variables:
+    for layer in _keras.flat_layers(model):
+        for variable in _keras.own_trainable_variables(layer):
             if is_kernel(variable):
                 axes = _axes_in(layer, variable) or guess_axes(variable.path, variable.shape)
                 axes = axes or {"inputs": None, "outputs": None}

@@ -151,8 +151,9 @@ def test_rmda_restarts_where_a_piecewise_constant_rate_drops():
     for _ in range(5):
         before = values([kernel])[0]
         optimizer.apply([np.ones((2, 2), "float32")], [kernel])
-    np.testing.assert_array_equal(values([optimizer._slots[0]["center"]])[0], before)  # the fifth update began a stage
-    np.testing.assert_allclose(values([optimizer._slots[0]["gradient_sum"]])[0], 0.1, rtol=1e-6)
+    slots = optimizer.trained[0].slots
+    np.testing.assert_array_equal(values([slots["center"]])[0], before)  # the fifth update began a stage
+    np.testing.assert_allclose(values([slots["gradient_sum"]])[0], 0.1, rtol=1e-6)
 
 
 def test_rmda_restarts_with_the_rate_under_accumulation():

@@ -7,7 +7,7 @@ import pytest
 from helpers import BACKEND, compiled, fit, small_network, state, values
 
 import keras_rda
-from keras_rda.callbacks.target_sparsity import _Steered
+from keras_rda.callbacks.steering import Steered
 
 STEERED = {  # without RDA, whose network stays at zero
     "MRDA": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5),
@@ -330,10 +330,10 @@ def test_default_interval(updates, begin, end, interval):
 
 @pytest.mark.parametrize("optimizer", [keras_rda.MRDA, keras_rda.XRDA])
 def test_measurements_begin_with_steering(optimizer, digits, monkeypatch):
-    measure, measured = _Steered.measure, []
-    monkeypatch.setattr(_Steered, "measure", lambda *args: measured.append(1) or measure(*args))
-    critical, asked = _Steered.critical_strengths, []
-    monkeypatch.setattr(_Steered, "critical_strengths", lambda *args: asked.append(1) or critical(*args))
+    measure, measured = Steered.measure, []
+    monkeypatch.setattr(Steered, "measure", lambda *args: measured.append(1) or measure(*args))
+    critical, asked = Steered.critical_strengths, []
+    monkeypatch.setattr(Steered, "critical_strengths", lambda *args: asked.append(1) or critical(*args))
     x, y = digits[0][:512], digits[1][:512]
     target = keras_rda.TargetSparsity(0.5, begin=0.5, end=1.0, interval=2)
     with warnings.catch_warnings():
@@ -381,11 +381,11 @@ def test_steering_begins_at_the_present_sparsity_and_epoch(digits):
 @pytest.mark.parametrize("optimizer", [keras_rda.MRDA, keras_rda.XRDA])
 def test_quantiles_of_a_sample(optimizer, digits, monkeypatch):
     """A network of more weights than quantiles are taken of."""
-    monkeypatch.setattr(_Steered, "SAMPLE", 2000)
+    monkeypatch.setattr(Steered, "SAMPLE", 2000)
     model = compiled(dense_network(), optimizer())
     assert steer(model, digits, 0.8, epochs=6)[-1] == pytest.approx(0.8, abs=0.03)
-    kernels = [i for i in range(len(model.trainable_variables)) if model.optimizer.penalizes(i)]
-    steered = _Steered("the model", kernels, 0.8)
+    kernels = [trained for trained in model.optimizer.trained if trained.penalty is not None]
+    steered = Steered("the model", kernels, 0.8)
     sample = steered.critical_strengths(model.optimizer)
     np.testing.assert_array_equal(sample, steered.critical_strengths(model.optimizer))
     monkeypatch.undo()

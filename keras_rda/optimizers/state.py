@@ -10,12 +10,12 @@ class CheckedState:
     """Mixin of a `keras.optimizers.Optimizer`: saves a checksum of the state's layout, and restores all or nothing.
 
     Keras would warn and skip what does not fit. The optimizer sets `_unbuilt_size`, the number of its variables before
-    it is built, and in `build` `_slots`, a dict of name → slot for each trained variable.
+    it is built, and in `build` `trained`, a list with a `Trained` for each variable.
     """
 
     def _layout(self, built):
         """A checksum of what the state is made of, without the names of layers, which may change on loading."""
-        slots = [",".join(slots) for slots in self._slots] if built else []
+        slots = [",".join(trained.slots) for trained in self.trained] if built else []
         own = [variable.name for variable in self.variables[: self._unbuilt_size]]
         return zlib.crc32(";".join([type(self).__name__, *own, *slots]).encode())
 
