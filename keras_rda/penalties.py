@@ -14,6 +14,7 @@ from keras_rda.checks import check_number, is_number
 from keras_rda.proximal import group_soft_threshold, soft_threshold
 from keras_rda.types import Schedulable
 
+
 class Penalty:
     """Base class: a non-negative `strength` λ times a function with its minimum at zero.
 

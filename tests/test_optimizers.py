@@ -14,10 +14,7 @@ from hypothesis import strategies as st
 import keras_rda
 from keras_rda import _keras
 
-PENALISED = [name for name in OPTIMIZERS if name != "SDA"]
-
-
-CLASSES = (keras_rda.MRDA, keras_rda.RDA, keras_rda.SDA, keras_rda.RMDA, keras_rda.XRDA, keras_rda.ProxSGD)
+PENALISED = [name for name, case in OPTIMIZERS.items() if case.has_penalty]
 ANYTHING = st.one_of(
     st.floats(),
     st.floats(0, 1),
@@ -32,7 +29,7 @@ ANYTHING = st.one_of(
 def test_any_arguments_are_refused_by_name_or_make_an_optimizer(data):
     """An error of the two kinds that says which argument; or an optimizer that moves to finite weights, and that its
     configuration makes again."""
-    kind = data.draw(st.sampled_from((*CLASSES, keras_rda.SqrtProxSGD)))
+    kind = data.draw(st.sampled_from([case.make for case in OPTIMIZERS.values()]))
     names = [name for name in inspect.signature(kind).parameters if name != "kwargs"]
     arguments = data.draw(st.dictionaries(st.sampled_from([*names, "weight_decay"]), ANYTHING, max_size=3))
     optimizer, message = None, ""
@@ -212,15 +209,11 @@ def test_xrda_kernel_of_zeros_moves_on():
     assert np.all(values([kernel])[0] > 0)
 
 
-@pytest.mark.parametrize("name", [name for name in PENALISED if name != "SqrtProxSGD"])
+@pytest.mark.parametrize("name", [name for name in PENALISED if OPTIMIZERS[name].group_strength])
 @pytest.mark.parametrize("groups", ["inputs", "outputs"])
 def test_group_penalty_zeroes_whole_channels(name, groups, digits):
     x, y = digits[0][:256], digits[1][:256]
-    strength = {"ProxSGD": 0.5, "ProxSGD-momentum": 0.1, "MRDA-initial": 0.3, "MRDA-weights": 0.03, "RMDA": 0.03}.get(
-        name, 0.01
-    )
-    strength = 4e-3 if "XRDA" in name else strength
-    optimizer = OPTIMIZERS[name](penalty=keras_rda.GroupL1(strength, groups))
+    optimizer = OPTIMIZERS[name](penalty=keras_rda.GroupL1(OPTIMIZERS[name].group_strength, groups))
     model = compiled(small_network("zeros" if name == "RDA" else "glorot_uniform"), optimizer)
     model.fit(x, y, batch_size=32, epochs=6, verbose=0)
     kernel = values([model.layers[-1].kernel])[0]
@@ -498,7 +491,7 @@ def test_hooks_that_keras_does_not_have_any_more(monkeypatch):
 def test_every_hook_is_checked():
     """Private methods of Keras' optimizer that this package's override."""
     overridden = set()
-    for kind in {type(make()) for make in OPTIMIZERS.values()}:
+    for kind in {case.make for case in OPTIMIZERS.values()}:
         ours = [owner for owner in kind.__mro__ if owner.__module__.startswith("keras_rda.")]
         overridden |= {
             name for owner in ours for name in vars(owner) if name.startswith("_") and not name.endswith("__")

@@ -208,12 +208,14 @@ def groups(penalized, target, per_layer):
         return [Steered("the model", penalized, target, whole_model=True)]
     if not isinstance(target, Mapping):
         return [Steered(kernel.variable.path, [kernel], target) for kernel in penalized]
-    parts = {kernel: kernels.longest_part(kernel.variable.path, target) for kernel in penalized}
-    if unused := [part for part in target if part not in parts.values()]:
+    parts = [kernels.longest_part(kernel.variable.path, target) for kernel in penalized]
+    if unused := [part for part in target if part not in parts]:
         raise ValueError(
             f"TargetSparsity: {unused} are whole names in the path of no penalised kernel, or longer ones fit as well; "
             f"the kernels are {[kernel.variable.path for kernel in penalized]}."
         )
     return [
-        Steered(kernel.variable.path, [kernel], target[part]) for kernel, part in parts.items() if part is not None
+        Steered(kernel.variable.path, [kernel], target[part])
+        for kernel, part in zip(penalized, parts, strict=True)
+        if part is not None
     ]

@@ -307,7 +307,8 @@ class TargetSparsity(keras.callbacks.Callback):
                 choice = f"the nearest σ is {nearest:.4f}. Choose that" if 0 < nearest < 1 else "no σ can be chosen"
                 raise ValueError(
                     f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {group.units} weights or "
-                    f"groups that become zero together, so {choice}, or fewer targets of their own, or a larger network."
+                    f"groups that become zero together, so {choice}, or fewer targets of their own, or a larger "
+                    "network."
                 )
             sigma = group.measure(optimizer.sparse_weights)
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.

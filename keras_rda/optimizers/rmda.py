@@ -114,7 +114,8 @@ class RMDA(DualAveraging):
 
 def _check_restarts(restarts):
     restarts = () if restarts is None else restarts
-    if not (isinstance(restarts, Sequence) and all(map(is_positive_integer, restarts))) or list(restarts) != sorted(set(restarts)):
+    whole = isinstance(restarts, Sequence) and all(map(is_positive_integer, restarts))
+    if not whole or list(restarts) != sorted(set(restarts)):
         raise ValueError(
             f"RMDA: restarts must be increasing whole numbers of updates, for example (1000, 1500); received "
             f"{restarts!r}."

@@ -83,9 +83,7 @@ class XRDA(PenalizedOptimizer):
                 self, "averaging (a)", averaging, "a number from 0 to 1, or None", lambda a: 0 <= a <= 1
             )
         self.averaging = averaging
-        self.reweighting = check_number(
-            self, "reweighting (M)", reweighting, "a finite number ≥ 1", lambda m: m >= 1
-        )
+        self.reweighting = check_number(self, "reweighting (M)", reweighting, "a finite number ≥ 1", lambda m: m >= 1)
         self.time_scale = check_number(
             self, "time_scale (τ)", time_scale, "a finite number above 0", lambda tau: tau > 0
         )
