@@ -165,8 +165,9 @@ class Optimizer(keras.optimizers.Optimizer):
         pass  # coupled instead: it is part of the gradient
 
     def _averages(self, trainable_variables):
+        averages = _private(self, "_model_variables_moving_average")
         for position in map(self._get_variable_index, trainable_variables):
-            average = self._model_variables_moving_average[position]
+            average = averages[position]
             if average is not None:  # as it is of a variable that is overwritten with its gradient
                 yield position, average
 

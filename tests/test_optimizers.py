@@ -1,7 +1,9 @@
 """Arguments, exclusions and warnings of the optimizers: what is refused, and how the message helps."""
 
+import ast
 import inspect
 import math
+import pathlib
 import re
 
 import keras
@@ -498,3 +500,16 @@ def test_every_hook_is_checked():
         }
     theirs = {name for name in overridden if callable(getattr(keras.optimizers.Optimizer, name, None))}
     assert theirs <= set(_keras.OPTIMIZER_HOOKS)
+
+
+def test_private_names_of_keras_are_in_one_file():
+    used, own = {}, {"_exit"}  # of `os`
+    for path in pathlib.Path(keras_rda.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())) if path.name != "_keras.py" else ():
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                own.add(node.id if isinstance(node, ast.Name) else node.attr)
+            elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                used.setdefault(node.attr, path.name)
+    assert {name: path for name, path in used.items() if name not in own} == {}
