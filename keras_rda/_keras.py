@@ -10,7 +10,7 @@ import threading
 
 import keras
 
-# Overridden by `PenalizedOptimizer`, and called by Keras.
+# Overridden by this package's optimizers, and called by Keras.
 OPTIMIZER_HOOKS = (
     "_apply_weight_decay",
     "_backend_update_step",
@@ -19,7 +19,7 @@ OPTIMIZER_HOOKS = (
     "add_variable_from_reference",
     "update_step",
 )
-# Called by `PenalizedOptimizer`.
+# Called by this package's optimizers.
 OPTIMIZER_METHODS = ("_get_variable_index", "_use_weight_decay")
 
 
@@ -43,6 +43,67 @@ def check_model(function, model):
     raise TypeError(f"{function}() takes a keras.Model; received {type(model).__name__}.{hint}")
 
 
+def _private(owner, name, what=None):
+    """What `owner`, an object of Keras, has under a private name; `what` is the owner in the error's words."""
+    if not hasattr(owner, name):
+        raise incompatible(f"{what or 'a ' + type(owner).__name__} has no {name}")
+    return getattr(owner, name)
+
+
+def functional(model):
+    """The model that holds `model`'s graph; None if it has none: a subclassed model, or one that overrides `call`."""
+    if isinstance(model, keras.Sequential):
+        model = _private(model, "_functional", "a Sequential model")
+    if type(model).__name__ == "Functional":
+        _private(model, "_nodes_by_depth", "a functional model")
+    if not hasattr(model, "_nodes_by_depth") or not type(model).call.__module__.startswith("keras."):
+        return None
+    return model
+
+
+def levels(model):
+    """The nodes of a `functional` model's graph in the order in which they can be computed, as lists of those that do
+    not depend on one another."""
+    by_depth = _private(model, "_nodes_by_depth", "a functional model")
+    return [by_depth[depth] for depth in sorted(by_depth, reverse=True)]
+
+
+def operation_of(tensor):
+    """The operation that computes a symbolic tensor."""
+    return _private(tensor, "_keras_history").operation
+
+
+def flat_layers(model):
+    """All layers of a model, also those within layers: the sublayers of attention have no public list."""
+    return list(_private(model, "_flatten_layers")())
+
+
+def own_trainable_variables(layer):
+    """The trainable variables of a layer without those of its sublayers."""
+    return list(_private(layer, "_trainable_variables"))
+
+
+def begin_fit_at(model, epoch):
+    """Have the `fit` that is about to begin start with `epoch`; None takes that back. `Backup` checks that it did."""
+    model._initial_epoch = epoch
+
+
+def sharding(variable):
+    """How a variable is laid out over devices, as `add_variable` takes it; None where it is not."""
+    return getattr(variable, "_layout", None)
+
+
+def learning_rate_schedule(optimizer):
+    """The schedule that an optimizer's learning rate follows; None where there is none."""
+    rate = _private(optimizer, "_learning_rate")
+    return rate if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
+def batches_seen(optimizer):
+    """The batches that an optimizer was applied to: under gradient accumulation, more than its `iterations`."""
+    return int(keras.ops.convert_to_numpy(_private(optimizer, "_iterations")))
+
+
 def callback_list(callback):
     """The `keras.callbacks.CallbackList` that calls a callback's method now; None if something else does.
 
@@ -55,6 +116,68 @@ def callback_list(callback):
             return caller
         frame = frame.f_back
     return None
+
+
+class Optimizer(keras.optimizers.Optimizer):
+    """Keras' optimizer, with what a subclass overrides under public names; positions are those of the variables that
+    it was built for."""
+
+    def __init__(self, *args, **kwargs):
+        check_optimizer()
+        super().__init__(*args, **kwargs)
+
+    def begin_update(self, positions, gradients, learning_rate):
+        """Return the rate of the update that is about to be made to the variables at `positions`."""
+        return learning_rate
+
+    def update(self, position, gradient, learning_rate):
+        """Update the variable at `position`."""
+        raise NotImplementedError
+
+    def move_average(self, position, average):
+        """Bring `average`, the variable that holds the average of the weights at `position`, up to date."""
+        raise NotImplementedError
+
+    def end_with_average(self, position, average):
+        """At the end of training, have the weights at `position` take the average's place."""
+        raise NotImplementedError
+
+    def uses_weight_decay(self, variable):
+        """Whether `exclude_from_weight_decay` has left `variable` in."""
+        return self._use_weight_decay(variable)
+
+    def sum_over_replicas(self, value):
+        """The sum of a value over the replicas of tf.distribute, each of which sees its own gradient. On JAX there is
+        one gradient, of the whole batch."""
+        reduce = getattr(self, "_all_reduce_sum_gradients", None)
+        return reduce([(value, None)])[0][0] if reduce else value
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        # Keras calls this once per real update (inside gradient accumulation's condition), with the variables that have
+        # a gradient: the one place where all counters can advance together.
+        rate = self.begin_update(list(map(self._get_variable_index, trainable_variables)), grads, learning_rate)
+        super()._backend_update_step(grads, trainable_variables, rate)
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.update(self._get_variable_index(variable), gradient, learning_rate)
+
+    def _apply_weight_decay(self, variables):
+        pass  # coupled instead: it is part of the gradient
+
+    def _averages(self, trainable_variables):
+        averages = _private(self, "_model_variables_moving_average")
+        for position in map(self._get_variable_index, trainable_variables):
+            average = averages[position]
+            if average is not None:  # as it is of a variable that is overwritten with its gradient
+                yield position, average
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        for position, average in self._averages(trainable_variables):
+            self.move_average(position, average)
+
+    def _overwrite_model_variables_with_average_value(self, trainable_variables):
+        for position, average in self._averages(trainable_variables):
+            self.end_with_average(position, average)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import keras
 
+from keras_rda import _keras
 from keras_rda.kernels import is_kernel
 
 
@@ -77,8 +78,8 @@ def channel_axis(layer, rank):
 def axes_of(model):
     """The `Axes` of every kernel in the layers of a built model, by path, as non-negative ints."""
     found = {}
-    for layer in model._flatten_layers():  # the sublayers of attention have no public list
-        for variable in layer._trainable_variables:
+    for layer in _keras.flat_layers(model):
+        for variable in _keras.own_trainable_variables(layer):
             if is_kernel(variable):
                 axes = _from_start(axes_in(layer, variable), len(variable.shape))
                 axes = axes or guess_axes(variable.path, variable.shape) or Axes(None, None)

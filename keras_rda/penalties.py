@@ -10,10 +10,9 @@ import numpy as np
 from keras import ops
 
 from keras_rda import kernels, layer_facts
+from keras_rda.checks import check_number, is_number
 from keras_rda.proximal import group_soft_threshold, soft_threshold
 from keras_rda.types import Schedulable
-
-_LARGEST_FLOAT32 = float(np.finfo("float32").max)
 
 
 class Penalty:
@@ -51,7 +50,7 @@ class Penalty:
         self._schedule = strength if isinstance(strength, keras.optimizers.schedules.LearningRateSchedule) else None
         initial = float(self._schedule(0)) if self._schedule else strength
         self._strength = keras.Variable(
-            _check_strength(type(self).__name__, initial),
+            _check_strength(self, "the strength λ", initial, "1e-6"),
             dtype="float32",
             trainable=False,
             autocast=False,
@@ -71,7 +70,7 @@ class Penalty:
                 f"The strength of this {type(self).__name__} follows the schedule {type(self._schedule).__name__}, so "
                 f"it cannot be set to {strength!r}. Create the penalty with a number to be able to set it."
             )
-        self._strength.assign(_check_strength(type(self).__name__, strength))
+        self._strength.assign(_check_strength(self, "the strength λ", strength, "1e-6"))
 
     @property
     def scheduled(self):
@@ -174,7 +173,7 @@ class L1L2(L1):
 
     def __init__(self, strength: Schedulable, l2: float) -> None:
         super().__init__(strength)
-        self.l2 = _check_number("L1L2: l2 (μ)", l2, "1e-4")
+        self.l2 = _check_strength(self, "l2 (μ)", l2, "1e-4")
 
     def value(self, w):
         return ops.add(super().value(w), 0.5 * self.l2 * ops.sum(ops.square(w)))
@@ -335,29 +334,15 @@ def get(penalty):
     )
 
 
-def is_float32(value):
-    """Whether a value is a real number, of Python or NumPy, that is finite in float32."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
-    try:
-        return abs(float(value)) <= _LARGEST_FLOAT32
-    except OverflowError:
-        return False
-
-
-def _check_strength(name, strength):
-    return _check_number(f"{name}: the strength λ", strength, "1e-6")
-
-
-def _check_number(what, number, example):
-    # isinstance before the comparison: a tensor has no truth value inside a compiled function.
-    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+def _check_strength(owner, name, number, example):
+    # The kind before the range: a tensor has no truth value inside a compiled function.
+    if not is_number(number):
         raise TypeError(
-            f"{what} must be a number ≥ 0, for example {example}; received {number!r} of type {type(number).__name__}."
+            f"{type(owner).__name__}: {name} must be a number ≥ 0, for example {example}; received {number!r} of type "
+            f"{type(number).__name__}."
         )
-    if not (is_float32(number) and number >= 0):
-        raise ValueError(f"{what} must be finite and ≥ 0; received {number!r}. Typical values: 1e-8 to 1e-4.")
-    return float(number)
+    hint = "Typical values: 1e-8 to 1e-4."
+    return check_number(owner, name, number, "finite and ≥ 0", lambda strength: strength >= 0, hint)
 
 
 def _check_axes(part, axes):

@@ -1,10 +1,13 @@
 """What tests build and compare: the optimizers under test, tiny models, their values, processes that are killed."""
 
 import contextlib
+import dataclasses
+import inspect
 import os
 import signal
 import time
 import warnings
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -13,24 +16,98 @@ import keras_rda
 
 BACKEND = keras.backend.backend()
 
-# Every optimizer with arguments under which a tiny problem ends with zeros (where the method can have zeros).
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An optimizer under test; a call makes it.
+
+    Args:
+        make: Its class.
+        arguments: With which a tiny problem ends with zeros (where the method can have zeros).
+        slots: How many slots a kernel has, and a bias.
+        steered: The arguments with which `TargetSparsity` steers a small network, of a function that makes a cosine
+            of its first rate; None where the network cannot train.
+        group_strength: λ of `GroupL1` with which a small network loses channels; None where it loses none.
+        small_penalty: λ in the contract's table: so small that weights at zero leave it in a few steps, clipped
+            gradients too, and that rounding to bfloat16 does not decide which weights of an average are zero.
+    """
+
+    make: type
+    arguments: dict
+    slots: tuple[int, int]
+    steered: Callable | None = None
+    group_strength: float | None = 0.01
+    small_penalty: float | None = None
+
+    def __call__(self, **kwargs):
+        return self.make(**{**self.arguments, **kwargs})
+
+    @property
+    def has_penalty(self):
+        return "penalty" in inspect.signature(self.make).parameters
+
+
+# Every optimizer, and its variants.
 OPTIMIZERS = {
-    "SDA": lambda **kwargs: keras_rda.SDA(**{"learning_rate": 0.1, **kwargs}),
-    "RDA": lambda **kwargs: keras_rda.RDA(**{"learning_rate": 0.1, "penalty": 0.01, **kwargs}),
-    "MRDA": lambda **kwargs: keras_rda.MRDA(**{"learning_rate": 0.1, "penalty": 0.01, **kwargs}),
-    "MRDA-initial": lambda **kwargs: keras_rda.MRDA(
-        **{"learning_rate": 0.1, "penalty": 0.01, "center": "initial", **kwargs}
+    "SDA": Case(keras_rda.SDA, {"learning_rate": 0.1}, (2, 2)),
+    # It starts at zero, where a network of several layers stays.
+    "RDA": Case(keras_rda.RDA, {"learning_rate": 0.1, "penalty": 0.01}, (1, 2)),
+    "MRDA": Case(
+        keras_rda.MRDA, {"learning_rate": 0.1, "penalty": 0.01}, (1, 2), lambda cosine: {"learning_rate": cosine(1.0)}
     ),
-    "MRDA-weights": lambda **kwargs: keras_rda.MRDA(
-        **{"learning_rate": 0.1, "penalty": 0.01, "start": "weights", **kwargs}
+    "MRDA-initial": Case(
+        keras_rda.MRDA,
+        {"learning_rate": 0.1, "penalty": 0.01, "center": "initial"},
+        (2, 2),
+        lambda cosine: {"learning_rate": cosine(1.0)},
+        group_strength=0.3,
     ),
-    "ProxSGD": lambda **kwargs: keras_rda.ProxSGD(**{"learning_rate": 0.1, "penalty": 0.1, **kwargs}),
-    "ProxSGD-momentum": lambda **kwargs: keras_rda.ProxSGD(
-        **{"learning_rate": 0.02, "penalty": 0.1, "momentum": 0.9, "exponent": 0.0, **kwargs}
+    "MRDA-weights": Case(
+        keras_rda.MRDA,
+        {"learning_rate": 0.1, "penalty": 0.01, "start": "weights"},
+        (1, 2),
+        lambda cosine: {"learning_rate": cosine(1.0)},
+        group_strength=0.03,
     ),
-    "SqrtProxSGD": lambda **kwargs: keras_rda.SqrtProxSGD(**{"learning_rate": 0.1, "penalty": 1e-4, **kwargs}),
-    "RMDA": lambda **kwargs: keras_rda.RMDA(**{"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9, **kwargs}),
-    "XRDA": lambda **kwargs: keras_rda.XRDA(**{"learning_rate": 0.5, "penalty": 1e-3, **kwargs}),
+    "ProxSGD": Case(
+        keras_rda.ProxSGD,
+        {"learning_rate": 0.1, "penalty": 0.1},
+        (0, 0),
+        lambda cosine: {"learning_rate": 1.0},
+        group_strength=0.5,
+        small_penalty=1e-3,
+    ),
+    "ProxSGD-momentum": Case(
+        keras_rda.ProxSGD,
+        {"learning_rate": 0.02, "penalty": 0.1, "momentum": 0.9, "exponent": 0.0},
+        (1, 1),
+        lambda cosine: {"learning_rate": cosine(0.05)},
+        group_strength=0.1,
+        small_penalty=1e-3,
+    ),
+    "SqrtProxSGD": Case(
+        keras_rda.SqrtProxSGD,
+        {"learning_rate": 0.1, "penalty": 1e-4},
+        (0, 0),
+        lambda cosine: {"learning_rate": 1.0, "penalty": 1e-9},
+        group_strength=None,
+    ),
+    "RMDA": Case(
+        keras_rda.RMDA,
+        {"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9},
+        (2, 2),
+        lambda cosine: {"learning_rate": 0.1, "averaging": 0.1},
+        group_strength=0.03,
+        small_penalty=1e-3,
+    ),
+    "XRDA": Case(
+        keras_rda.XRDA,
+        {"learning_rate": 0.5, "penalty": 1e-3},
+        (4, 2),
+        lambda cosine: {"learning_rate": cosine(1.0)},
+        group_strength=4e-3,
+        small_penalty=1e-5,
+    ),
 }
 
 KINDS = ("MRDA", "XRDA")  # a sum; all kinds of slots

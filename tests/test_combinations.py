@@ -15,12 +15,9 @@ from helpers import BACKEND, OPTIMIZERS, values
 # Largest difference from eager float32 training, relative to the largest weight of a variable.
 PRECISIONS = {"float32": 1e-4, "mixed_float16": 0.01, "mixed_bfloat16": 0.05, "bfloat16": 0.05}
 STEPS, WORDS = 4, 6
-# With λ so small that weights at zero leave it in so few steps, clipped gradients too, and that rounding to bfloat16
-# does not decide which weights of an average are zero.
-SMALL = {"ProxSGD": 1e-3, "ProxSGD-momentum": 1e-3, "RMDA": 1e-3, "XRDA": 1e-5}
 MAKERS = {
-    name: functools.partial(maker, penalty=SMALL[name]) if name in SMALL else maker
-    for name, maker in OPTIMIZERS.items()
+    name: functools.partial(case, penalty=case.small_penalty) if case.small_penalty else case
+    for name, case in OPTIMIZERS.items()
 }
 
 

@@ -98,17 +98,48 @@ def test_slots_are_float32_and_few(make_optimizer):
     weights, _ = start(optimizer)
     optimizer.build(weights)
     slots = [[v for v in optimizer.variables if tuple(v.shape) == w.shape] for w in weights]
-    arrays = {
-        keras_rda.RDA: (1, 2),
-        keras_rda.MRDA: (1, 2) if getattr(optimizer, "center", None) == "zero" else (2, 2),
-        keras_rda.SDA: (2, 2),
-        keras_rda.RMDA: (2, 2),
-        keras_rda.ProxSGD: (1, 1) if getattr(optimizer, "momentum", 0) else (0, 0),
-        keras_rda.SqrtProxSGD: (0, 0),
-        keras_rda.XRDA: (4, 2),
-    }[type(optimizer)]
-    assert tuple(map(len, slots)) == arrays
+    assert tuple(map(len, slots)) == make_optimizer.slots
     assert all(v.dtype == "float32" for v in slots[0] + slots[1])
+
+
+def test_step_is_a_function_of_its_arguments(make_optimizer):
+    optimizer = make_optimizer()
+    weights, gradients = start(optimizer)
+    run(optimizer, weights, gradients[:2])
+    before = values([*weights, *optimizer.variables])
+    for own, gradient in zip(optimizer.trained, gradients[2], strict=True):
+        arguments = own.precise, ops.convert_to_tensor(gradient), 0.1, optimizer.now(own.position), own.state
+        (first, slots), (second, others) = (optimizer.step(*arguments, optimizer.prox(own)) for _ in range(2))
+        assert list(slots) == list(others) == list(own.slots)
+        assert_equal(values([first, *slots.values()]), values([second, *others.values()]))
+    assert_equal(values([*weights, *optimizer.variables]), before)
+
+
+def test_whether_steps_start_from_the_weights(make_optimizer):
+    """`starts_from_weights` False saves variables of low precision a slot."""
+    optimizer, other = make_optimizer(), make_optimizer()
+    (kernel, bias), gradients = start(optimizer)
+    (moved, _), _ = start(other)
+    run(optimizer, [kernel, bias], gradients[:2])
+    run(other, [moved, bias], gradients[:1])
+    moved.assign(ops.convert_to_tensor(moved) + 0.5)
+    run(other, [moved, bias], gradients[1:2])
+    assert np.any(values([moved])[0] != values([kernel])[0]) == optimizer.starts_from_weights
+
+
+def test_whether_the_strength_of_earlier_steps_stays(make_optimizer):
+    """`strength_in_state` False lets `TargetSparsity` read off which λ gives which σ."""
+    if not make_optimizer.has_penalty:
+        pytest.skip("it has no penalty")
+    points = []
+    for strength in (1e-4, 0.1):
+        optimizer = make_optimizer(penalty=strength)
+        weights, gradients = start(optimizer)
+        run(optimizer, weights, gradients)
+        points.append(optimizer.present_prox_point(optimizer.trained[0]))
+    if points[0] is None:
+        pytest.skip("it keeps no point")
+    assert np.any(values(points[0][:1])[0] != values(points[1][:1])[0]) == optimizer.strength_in_state
 
 
 def test_variable_without_gradient_does_not_move(make_optimizer):

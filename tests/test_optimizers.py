@@ -1,7 +1,9 @@
 """Arguments, exclusions and warnings of the optimizers: what is refused, and how the message helps."""
 
+import ast
 import inspect
 import math
+import pathlib
 import re
 
 import keras
@@ -14,10 +16,7 @@ from hypothesis import strategies as st
 import keras_rda
 from keras_rda import _keras
 
-PENALISED = [name for name in OPTIMIZERS if name != "SDA"]
-
-
-CLASSES = (keras_rda.MRDA, keras_rda.RDA, keras_rda.SDA, keras_rda.RMDA, keras_rda.XRDA, keras_rda.ProxSGD)
+PENALISED = [name for name, case in OPTIMIZERS.items() if case.has_penalty]
 ANYTHING = st.one_of(
     st.floats(),
     st.floats(0, 1),
@@ -32,7 +31,7 @@ ANYTHING = st.one_of(
 def test_any_arguments_are_refused_by_name_or_make_an_optimizer(data):
     """An error of the two kinds that says which argument; or an optimizer that moves to finite weights, and that its
     configuration makes again."""
-    kind = data.draw(st.sampled_from((*CLASSES, keras_rda.SqrtProxSGD)))
+    kind = data.draw(st.sampled_from([case.make for case in OPTIMIZERS.values()]))
     names = [name for name in inspect.signature(kind).parameters if name != "kwargs"]
     arguments = data.draw(st.dictionaries(st.sampled_from([*names, "weight_decay"]), ANYTHING, max_size=3))
     optimizer, message = None, ""
@@ -151,8 +150,9 @@ def test_rmda_restarts_where_a_piecewise_constant_rate_drops():
     for _ in range(5):
         before = values([kernel])[0]
         optimizer.apply([np.ones((2, 2), "float32")], [kernel])
-    np.testing.assert_array_equal(values([optimizer._slots[0]["center"]])[0], before)  # the fifth update began a stage
-    np.testing.assert_allclose(values([optimizer._slots[0]["gradient_sum"]])[0], 0.1, rtol=1e-6)
+    slots = optimizer.trained[0].slots
+    np.testing.assert_array_equal(values([slots["center"]])[0], before)  # the fifth update began a stage
+    np.testing.assert_allclose(values([slots["gradient_sum"]])[0], 0.1, rtol=1e-6)
 
 
 def test_rmda_restarts_with_the_rate_under_accumulation():
@@ -211,15 +211,11 @@ def test_xrda_kernel_of_zeros_moves_on():
     assert np.all(values([kernel])[0] > 0)
 
 
-@pytest.mark.parametrize("name", [name for name in PENALISED if name != "SqrtProxSGD"])
+@pytest.mark.parametrize("name", [name for name in PENALISED if OPTIMIZERS[name].group_strength])
 @pytest.mark.parametrize("groups", ["inputs", "outputs"])
 def test_group_penalty_zeroes_whole_channels(name, groups, digits):
     x, y = digits[0][:256], digits[1][:256]
-    strength = {"ProxSGD": 0.5, "ProxSGD-momentum": 0.1, "MRDA-initial": 0.3, "MRDA-weights": 0.03, "RMDA": 0.03}.get(
-        name, 0.01
-    )
-    strength = 4e-3 if "XRDA" in name else strength
-    optimizer = OPTIMIZERS[name](penalty=keras_rda.GroupL1(strength, groups))
+    optimizer = OPTIMIZERS[name](penalty=keras_rda.GroupL1(OPTIMIZERS[name].group_strength, groups))
     model = compiled(small_network("zeros" if name == "RDA" else "glorot_uniform"), optimizer)
     model.fit(x, y, batch_size=32, epochs=6, verbose=0)
     kernel = values([model.layers[-1].kernel])[0]
@@ -497,10 +493,23 @@ def test_hooks_that_keras_does_not_have_any_more(monkeypatch):
 def test_every_hook_is_checked():
     """Private methods of Keras' optimizer that this package's override."""
     overridden = set()
-    for kind in {type(make()) for make in OPTIMIZERS.values()}:
+    for kind in {case.make for case in OPTIMIZERS.values()}:
         ours = [owner for owner in kind.__mro__ if owner.__module__.startswith("keras_rda.")]
         overridden |= {
             name for owner in ours for name in vars(owner) if name.startswith("_") and not name.endswith("__")
         }
     theirs = {name for name in overridden if callable(getattr(keras.optimizers.Optimizer, name, None))}
     assert theirs <= set(_keras.OPTIMIZER_HOOKS)
+
+
+def test_private_names_of_keras_are_in_one_file():
+    used, own = {}, {"_exit"}  # of `os`
+    for path in pathlib.Path(keras_rda.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())) if path.name != "_keras.py" else ():
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                own.add(node.id if isinstance(node, ast.Name) else node.attr)
+            elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+                used.setdefault(node.attr, path.name)
+    assert {name: path for name, path in used.items() if name not in own} == {}

@@ -256,3 +256,32 @@ def test_base_class_names_what_is_missing():
         penalty.prox(np.ones(2), 1.0)
     with pytest.raises(NotImplementedError, match="Penalty must define magnitude"):
         penalty.magnitude(np.ones(2))
+
+
+# Every penalty, as a function of λ.
+PENALTIES = {
+    "L1": keras_rda.L1,
+    "L1L2": lambda strength: keras_rda.L1L2(strength, l2=0.3),
+    "GroupL1": keras_rda.GroupL1,
+    "GroupL1, outputs": lambda strength: keras_rda.GroupL1(strength, "outputs"),
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("step", [0.1, 1.0, 3.0])
+def test_promises_of_a_penalty(name, step):
+    penalty, random = PENALTIES[name](0.5), np.random.default_rng(0)
+    w = random.normal(size=(8, 6)).astype("float32")
+    v = numpy(penalty.prox(w, step))
+
+    def objective(v):
+        return step * float(penalty.value(v)) + 0.5 * np.sum((v - w) ** 2)
+
+    for other in (w, 0 * w, 0.99 * v, 1.01 * v, *(v + 0.01 * random.normal(size=(10, *w.shape)).astype("float32"))):
+        assert objective(v) <= objective(other) + 1e-5 * objective(w)
+    if penalty.has_magnitude:
+        magnitude = np.broadcast_to(numpy(penalty.magnitude(w)), w.shape)
+        np.testing.assert_array_equal(v == 0, magnitude <= 0.5 * step)
+    again = type(penalty).from_config(penalty.get_config())
+    assert again.get_config() == penalty.get_config()
+    np.testing.assert_array_equal(numpy(again.prox(w, step)), v)

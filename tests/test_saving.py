@@ -83,8 +83,9 @@ def test_exclusions_from_weight_decay_survive_loading(tmp_path, digits):
     model.fit(digits[0][:32], digits[1][:32], verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.optimizer._decayed == optimizer._decayed
-    assert sum(optimizer._decayed) == 2
+    decays = [trained.decays for trained in optimizer.trained]
+    assert [trained.decays for trained in loaded.optimizer.trained] == decays
+    assert sum(decays) == 2
 
 
 def test_resumed_training_has_the_same_bits(make_optimizer_of_each_kind, tmp_path, digits):
@@ -142,8 +143,8 @@ def test_initial_weights_are_the_centre_in_fit(digits):
     model = small_network()
     before = values(model.trainable_variables)
     compiled(model, optimizer, jit_compile=True).fit(x, y, batch_size=8, epochs=2, verbose=0)
-    for slots, weights in zip(optimizer._slots, before, strict=True):
-        np.testing.assert_array_equal(values([slots["center"]])[0], weights)
+    for trained, weights in zip(optimizer.trained, before, strict=True):
+        np.testing.assert_array_equal(values([trained.slots["center"]])[0], weights)
 
 
 def test_keras_file_loads_in_a_fresh_process(tmp_path, digits):

@@ -4,21 +4,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, compiled, fit, small_network, state, values
+from helpers import BACKEND, OPTIMIZERS, compiled, fit, small_network, state, values
 
 import keras_rda
-from keras_rda.callbacks.target_sparsity import _Steered
+from keras_rda.callbacks.steering import Steered
 
-STEERED = {  # without RDA, whose network stays at zero
-    "MRDA": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5),
-    "RMDA": lambda cosine: keras_rda.RMDA(0.1, 1e-5),
-    "XRDA": lambda cosine: keras_rda.XRDA(cosine(1.0), 1e-5),
-    "ProxSGD-momentum": lambda cosine: keras_rda.ProxSGD(cosine(0.05), 1e-5, 0.9, 0.0),
-    "MRDA-initial": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5, "initial"),
-    "MRDA-weights": lambda cosine: keras_rda.MRDA(cosine(1.0), 1e-5, start="weights"),
-    "ProxSGD": lambda cosine: keras_rda.ProxSGD(1.0, 1e-5),
-    "SqrtProxSGD": lambda cosine: keras_rda.SqrtProxSGD(1.0, 1e-9),
-}
+STEERED = {name: case for name, case in OPTIMIZERS.items() if case.steered is not None}
+TARGETS = {0.8: "MRDA", 0.9: "RMDA", 0.95: "XRDA", 0.98: "ProxSGD-momentum"}  # and which of them is steered by default
 
 
 def residual_network():
@@ -47,15 +39,15 @@ def train(model, optimizer, digits, target, **options):
 
 def cells():
     """All of them with `-m every`, a diagonal by default."""
-    for position, name in enumerate(STEERED):
-        for number, target in enumerate((0.8, 0.9, 0.95, 0.98)):
+    for name in STEERED:
+        for target, usual in TARGETS.items():
             for network in NETWORKS:
                 if network == "convolutions" and target == 0.98:
                     continue  # 16 of 792 weights: no network
                 if network == "convolutions" and target == 0.95 and name in ("ProxSGD", "SqrtProxSGD"):
                     continue  # 40 of 792: one noisy gradient brings weights back, or all go; a warning says so
                 # The smaller network where it will do.
-                diagonal = position == number and (network == "residual") == (target > 0.9)
+                diagonal = name == usual and (network == "residual") == (target > 0.9)
                 yield pytest.param(name, target, network, marks=() if diagonal else pytest.mark.every)
 
 
@@ -68,7 +60,8 @@ def test_ends_at_the_target(name, target, network, digits):
         factor = 2 if (name, network) == ("ProxSGD-momentum", "residual") else 1
         return keras.optimizers.schedules.CosineDecay(factor * rate, 64 * 20)
 
-    sigma = train(NETWORKS[network](), STEERED[name](cosine), digits, keras_rda.TargetSparsity(target))
+    optimizer = STEERED[name](**{"penalty": 1e-5, **STEERED[name].steered(cosine)})
+    sigma = train(NETWORKS[network](), optimizer, digits, keras_rda.TargetSparsity(target))
     assert abs(sigma[-1] - target) <= 0.005
     assert sigma[3] < target  # no jump
 
@@ -330,10 +323,10 @@ def test_default_interval(updates, begin, end, interval):
 
 @pytest.mark.parametrize("optimizer", [keras_rda.MRDA, keras_rda.XRDA])
 def test_measurements_begin_with_steering(optimizer, digits, monkeypatch):
-    measure, measured = _Steered.measure, []
-    monkeypatch.setattr(_Steered, "measure", lambda *args: measured.append(1) or measure(*args))
-    critical, asked = _Steered.critical_strengths, []
-    monkeypatch.setattr(_Steered, "critical_strengths", lambda *args: asked.append(1) or critical(*args))
+    measure, measured = Steered.measure, []
+    monkeypatch.setattr(Steered, "measure", lambda *args: measured.append(1) or measure(*args))
+    critical, asked = Steered.critical_strengths, []
+    monkeypatch.setattr(Steered, "critical_strengths", lambda *args: asked.append(1) or critical(*args))
     x, y = digits[0][:512], digits[1][:512]
     target = keras_rda.TargetSparsity(0.5, begin=0.5, end=1.0, interval=2)
     with warnings.catch_warnings():
@@ -381,11 +374,11 @@ def test_steering_begins_at_the_present_sparsity_and_epoch(digits):
 @pytest.mark.parametrize("optimizer", [keras_rda.MRDA, keras_rda.XRDA])
 def test_quantiles_of_a_sample(optimizer, digits, monkeypatch):
     """A network of more weights than quantiles are taken of."""
-    monkeypatch.setattr(_Steered, "SAMPLE", 2000)
+    monkeypatch.setattr(Steered, "SAMPLE", 2000)
     model = compiled(dense_network(), optimizer())
     assert steer(model, digits, 0.8, epochs=6)[-1] == pytest.approx(0.8, abs=0.03)
-    kernels = [i for i in range(len(model.trainable_variables)) if model.optimizer.penalizes(i)]
-    steered = _Steered("the model", kernels, 0.8)
+    kernels = [trained for trained in model.optimizer.trained if trained.penalty is not None]
+    steered = Steered("the model", kernels, 0.8)
     sample = steered.critical_strengths(model.optimizer)
     np.testing.assert_array_equal(sample, steered.critical_strengths(model.optimizer))
     monkeypatch.undo()

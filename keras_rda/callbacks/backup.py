@@ -55,14 +55,13 @@ class Backup(keras.callbacks.Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._begin_at = 0
         if self.path.exists():
-            self._begin_at = self.model._initial_epoch = self._restore()  # as Keras' own callback tells fit
+            self._begin_at = self._restore()
+            _keras.begin_fit_at(self.model, self._begin_at)
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch < self._begin_at:
-            raise _keras.incompatible(
-                f"fit began at epoch {epoch} and not at {self._begin_at}, which model._initial_epoch asked for"
-            )
-        self.model._initial_epoch = None  # `fit` has read it; the next, if this is interrupted, has its own
+            raise _keras.incompatible(f"fit began at epoch {epoch} and not at {self._begin_at}, which Backup asked for")
+        _keras.begin_fit_at(self.model, None)  # `fit` has read it; the next, if this is interrupted, has its own
 
     def on_epoch_end(self, epoch, logs=None):
         arrays = [keras.ops.convert_to_numpy(variable) for variable in self._variables()]
@@ -74,7 +73,7 @@ class Backup(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self.delete_checkpoint:
             self.path.unlink(missing_ok=True)
-        self.model._initial_epoch = None  # where no epoch was left to begin
+        _keras.begin_fit_at(self.model, None)  # where no epoch was left to begin
 
     def _variables(self):
         return [*self.model.variables, *self.model.optimizer.variables]

@@ -1,14 +1,15 @@
 """Ending training at a wanted σ."""
 
 import math
-import numbers
 import warnings
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from keras_rda import _keras, kernels
+from keras_rda import _keras
+from keras_rda.callbacks import steering
+from keras_rda.checks import check_number, is_number, is_positive_integer
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
 
@@ -71,17 +72,8 @@ class TargetSparsity(keras.callbacks.Callback):
     """
 
     TOLERANCE = 0.005
-    INTERVAL, ENOUGH_MEASUREMENTS, MOST_MEASUREMENTS, FEWEST_MEASUREMENTS = 8, 60, 1500, 30
-    # The feedback: log λ moves by GAIN times the distance in log-odds of σ, LOOK_AHEAD intervals from now if σ goes on
-    # as it does, and by at most LARGEST_CHANGE.
-    GAIN = 0.3
-    LOOK_AHEAD = 2
-    LARGEST_CHANGE = 0.5
-    # It cannot bring weights back, so it aims at MARGIN times the nonzero weights wanted, and what is missing to the
-    # target after the last batch becomes zero then: at most LARGEST_TRIM times the nonzero weights wanted, and with a
-    # warning above NOTABLE_TRIM.
-    MARGIN = 1.1
-    LARGEST_TRIM, NOTABLE_TRIM = 0.5, 0.25
+    FEWEST_MEASUREMENTS = 30
+    NOTABLE_TRIM = 0.25  # zeros that come after the last batch, relative to the weights that are kept
 
     def __init__(
         self,
@@ -96,30 +88,32 @@ class TargetSparsity(keras.callbacks.Callback):
         if isinstance(target, Mapping) and target:
             targets = [value if isinstance(name, str) else None for name, value in target.items()]
         for value in targets:
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            if not is_number(value):
                 raise TypeError(
                     "TargetSparsity: target must be σ, a number above 0 and below 1 such as 0.95, or a dict from parts "
                     f"of kernels' paths to such numbers; received {target!r}."
                 )
-            if not 0 < float(value) < 1:
-                raise ValueError(
-                    f"TargetSparsity: a target σ must be above 0 and below 1, for example 0.95; received {value!r}. At "
-                    "1 every kernel would be zero and the network constant."
-                )
+            check_number(
+                self,
+                "a target σ",
+                value,
+                "above 0 and below 1, for example 0.95",
+                lambda sigma: 0 < sigma < 1,
+                "At 1 every kernel would be zero and the network constant.",
+            )
         if isinstance(target, Mapping) and per_layer:
             raise ValueError("TargetSparsity: per_layer=True goes with one target for all kernels, not with a dict.")
-        if not (isinstance(begin, numbers.Real) and isinstance(end, numbers.Real) and 0 <= begin < end <= 1):
+        if not (is_number(begin) and is_number(end) and 0 <= begin < end <= 1):
             raise ValueError(
                 "TargetSparsity: begin and end are shares of training with 0 ≤ begin < end ≤ 1; received "
                 f"begin={begin!r}, end={end!r}."
             )
-        if interval is not None and (
-            isinstance(interval, bool) or not isinstance(interval, numbers.Integral) or interval < 1
-        ):
+        if interval is not None and not is_positive_integer(interval):
             raise ValueError(
                 f"TargetSparsity: interval must be a positive whole number of updates; received {interval!r}."
             )
         self.target, self.per_layer, self.begin, self.end, self.interval = target, per_layer, begin, end, interval
+        self._schedule = steering.Schedule(begin, end)
 
     def on_train_begin(self, logs=None):
         optimizer = self._optimizer()
@@ -179,14 +173,12 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def _begun_epoch(self, optimizer, epoch):
         """The epoch in which steering begins, or, if a run that did not end has begun it, in which that did."""
-        begun = {round(group.recall(optimizer, "begun")) for group in self._groups}
-        if len(begun) == 1 and 1 <= min(begun) <= epoch + 1:
-            return begun.pop() - 1
+        begun = {group.begun(optimizer) for group in self._groups}
+        if len(begun) == 1 and None not in begun and min(begun) <= epoch:
+            return begun.pop()
         optimizer.strength_exponents.assign(np.zeros(optimizer.strength_exponents.shape))
         for group in self._groups:
-            sigma = group.measure(optimizer)
-            # At σ = 1, where RDA begins, the first step forgets it.
-            group.remember(optimizer, initial_sparsity=sigma if sigma < 1 else 0.0, begun=epoch + 1)
+            group.begin(optimizer, epoch)
         return epoch
 
     def _plan(self, optimizer):
@@ -194,11 +186,7 @@ class TargetSparsity(keras.callbacks.Callback):
         self._batches = self.params["steps"] * (self.params["epochs"] - self._first_epoch)
         batches_an_update = optimizer.gradient_accumulation_steps or 1
         rising = self._batches * (self.end - self.begin)
-        interval = self.interval
-        if interval is None:
-            steered = self._batches * (1 - self.begin)
-            interval = max(self.INTERVAL, math.ceil(steered / batches_an_update / self.MOST_MEASUREMENTS))
-            interval = max(1, min(interval, int(rising / batches_an_update / self.ENOUGH_MEASUREMENTS)))
+        interval = self.interval or self._schedule.interval(self._batches / batches_an_update)
         # Keras calls back once in `steps_per_execution` batches.
         self._interval = max(interval * batches_an_update, self.model.steps_per_execution)
         if rising < self.FEWEST_MEASUREMENTS * self._interval:
@@ -212,8 +200,8 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def _check_rate(self, optimizer):
         """Warn of a schedule that leaves nothing to train with while weights still become zero."""
-        schedule, now = optimizer._learning_rate, int(keras.ops.convert_to_numpy(optimizer._iterations))
-        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        schedule, now = _keras.learning_rate_schedule(optimizer), _keras.batches_seen(optimizer)
+        if schedule is None:
             return
         left = self._batches - self._position
         rates = [float(schedule(now + batch)) for batch in range(0, left, max(1, left // 20))]
@@ -229,11 +217,16 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         before, self._position = self._position, self._first_batch + batch + 1
+        progress, interval = self._position / self._batches, self._interval / self._batches
         if self._position == self._batches:
+            self._optimizer()
             for group in self._groups:
-                group.trim(self._optimizer(), self.LARGEST_TRIM)
-        elif before // self._interval != self._position // self._interval:
-            self._steer(self._optimizer())
+                group.trim()
+        elif before // self._interval != self._position // self._interval and progress + interval > self.begin:
+            # The last measurement before steering is the first that it needs.
+            optimizer = self._optimizer()
+            for group in self._groups:
+                group.steer(optimizer, self._schedule, progress, interval)
 
     def on_train_end(self, logs=None):
         if not self._is_judged_last:
@@ -242,7 +235,7 @@ class TargetSparsity(keras.callbacks.Callback):
     def _judge(self):
         """Say so if training has not ended at the target."""
         optimizer = self._optimizer()
-        if self._first_epoch is None and not any(group.recall(optimizer, "begun") for group in self._groups):
+        if self._first_epoch is None and all(group.begun(optimizer) is None for group in self._groups):
             return  # no epoch to train
         usual = f"Train longer, or let σ reach the target earlier: end is {self.end}."
         if self._first_epoch is not None and self._position < self._batches:
@@ -255,8 +248,8 @@ class TargetSparsity(keras.callbacks.Callback):
             usual = f"{stopped} {advice}".strip() if advice else usual
         for group in self._groups:
             advice = usual
-            sigma = group.measure(optimizer, optimizer.weight)
-            group.remember(optimizer, **dict.fromkeys(optimizer.STEERING, 0.0))  # this steering has ended
+            sigma = group.measure(lambda kernel: kernel.value)
+            optimizer.steering.forget(group.positions)
             if abs(sigma - group.target) > self.TOLERANCE:
                 strength = group.strength(optimizer)
                 if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it
@@ -281,8 +274,8 @@ class TargetSparsity(keras.callbacks.Callback):
         if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
             raise TypeError(
                 "TargetSparsity steers the λ of the one optimizer of a model, but this is compiled with "
-                f"{type(optimizer).__name__}, which has none of its own. Choose MRDA, RDA, RMDA, XRDA, ProxSGD or "
-                "SqrtProxSGD."
+                f"{type(optimizer).__name__}, which has none of its own. Choose one of keras_rda that takes a penalty, "
+                "such as XRDA or MRDA."
             )
         if optimizer.penalty.scheduled:
             raise TypeError(
@@ -291,7 +284,8 @@ class TargetSparsity(keras.callbacks.Callback):
         if not optimizer.penalty.has_magnitude:
             raise TypeError(
                 f"TargetSparsity reads from the penalty's magnitude(w) which λ gives which σ, and "
-                f"{type(optimizer.penalty).__name__} does not define it. Define it, or choose L1, L1L2 or GroupL1."
+                f"{type(optimizer.penalty).__name__} does not define it. Define it, or choose one that does, such as "
+                "L1 or GroupL1."
             )
         if not optimizer.penalty.proportional and (self.per_layer or isinstance(self.target, Mapping)):
             raise TypeError(
@@ -303,159 +297,24 @@ class TargetSparsity(keras.callbacks.Callback):
     def _make_groups(self, optimizer):
         # Of the optimizer's variables, which may have been frozen since it was built.
         trained = set(map(id, self.model.trainable_variables))
-        paths = {
-            i: variable.path
-            for i, variable in enumerate(optimizer._trainable_variables)
-            if optimizer.penalizes(i) and id(variable) in trained
-        }
-        if not paths:
+        penalized = [own for own in optimizer.trained if own.penalty is not None and id(own.variable) in trained]
+        if not penalized:
             raise ValueError("TargetSparsity has nothing to steer: the optimizer penalises no variable of the model.")
-        if isinstance(self.target, Mapping):
-            chosen = {index: kernels.longest_part(path, self.target) for index, path in paths.items()}
-            if unused := [part for part in self.target if part not in chosen.values()]:
-                raise ValueError(
-                    f"TargetSparsity: {unused} are whole names in the path of no penalised kernel, or longer ones fit "
-                    f"as well; the kernels are {list(paths.values())}."
-                )
-            groups = [_Steered(paths[i], [i], self.target[part]) for i, part in chosen.items() if part is not None]
-        elif self.per_layer:
-            groups = [_Steered(path, [i], self.target) for i, path in paths.items()]
-        else:
-            groups = [_Steered("the model", list(paths), self.target, whole_model=True)]
+        groups = steering.groups(penalized, self.target, self.per_layer)
         for group in groups:
-            units = sum(optimizer.penalized_units(i) for i in group.indices)
-            nearest = min(max(round(group.target * units), 1), units - 1) / units
+            nearest = group.nearest
             if abs(nearest - group.target) > self.TOLERANCE:
                 choice = f"the nearest σ is {nearest:.4f}. Choose that" if 0 < nearest < 1 else "no σ can be chosen"
                 raise ValueError(
-                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {units} weights or groups "
-                    f"that become zero together, so {choice}, or fewer targets of their own, or a larger network."
+                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {group.units} weights or "
+                    f"groups that become zero together, so {choice}, or fewer targets of their own, or a larger "
+                    "network."
                 )
-            sigma = group.measure(optimizer)
+            sigma = group.measure(optimizer.sparse_weights)
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
-            if not group.recall(optimizer, "begun") and group.target + self.TOLERANCE < sigma < 1:
+            if group.begun(optimizer) is None and group.target + self.TOLERANCE < sigma < 1:
                 raise ValueError(
                     f"TargetSparsity: the target {group.target} of {group.name} is below its present σ = {sigma:.4f}, "
                     "and steering does not bring weights back. Choose a target above it, or train from dense weights."
                 )
         return groups
-
-    def _steer(self, optimizer):
-        progress, interval = self._position / self._batches, self._interval / self._batches
-        if progress + interval <= self.begin:
-            return  # the last measurement before steering is the one it needs
-        for group in self._groups:
-            initial = group.recall(optimizer, "initial_sparsity")
-            # One interval ahead, which is how long the new λ has to serve.
-            wanted, limit = self._wanted(progress + interval, initial, group.target), math.inf
-            if progress > self.begin and (strengths := group.critical_strengths(optimizer)) is not None:
-                limit = float(np.quantile(strengths, wanted))
-                if not optimizer.strength_in_state or progress >= self.end:
-                    group.remember(optimizer, measured_density=1 - wanted)
-                    group.set_strength(optimizer, limit)
-                    continue
-            before, sigma = group.recall(optimizer, "measured_density"), group.measure(optimizer)
-            group.remember(optimizer, measured_density=1 - sigma)
-            if progress <= self.begin:
-                continue
-            now = _log_odds(sigma)
-            heading = now + self.LOOK_AHEAD * (now - _log_odds(1 - before) if before else 0.0)
-            aim = max(1 - self.MARGIN * (1 - group.target), group.target / self.MARGIN)
-            aim = self._wanted(progress + self.LOOK_AHEAD * interval, min(initial, aim), aim)
-            change = min(max(self.GAIN * (_log_odds(aim) - heading), -self.LARGEST_CHANGE), self.LARGEST_CHANGE)
-            strength = max(group.strength(optimizer), group.SMALLEST) * math.exp(change)
-            group.set_strength(optimizer, min(strength, limit))
-
-    def _wanted(self, progress, initial, target):
-        u = min(max((progress - self.begin) / (self.end - self.begin), 0.0), 1.0)
-        return initial + (target - initial) * (1 - (1 - u) ** 3)
-
-
-class _Steered:
-    """The kernels that share a λ and a target."""
-
-    SMALLEST, LARGEST = 1e-12, 1e6  # λ: float32 and what a step can use
-    # Quantiles of more weights are taken of this many, drawn once: it gives σ = 0.95 to 0.0002, and a GPU, whose step
-    # takes a few milliseconds, does not wait for the host to sort millions.
-    SAMPLE = 2**20
-
-    def __init__(self, name, indices, target, whole_model=False):
-        self.name, self.indices, self.target, self.whole_model = name, indices, target, whole_model
-        self.trimmed = 0.0  # weights or groups that `trim` has zeroed, relative to those it has kept
-        self._samples = {}
-
-    def measure(self, optimizer, weights_of=None):
-        """σ now, of `weights_of(index)`: by default of what the weights are moving to."""
-        zeros = size = 0
-        for index in self.indices:
-            weights = (weights_of or optimizer.sparse_weights)(index)
-            zeros += int(keras.ops.sum(keras.ops.cast(keras.ops.equal(weights, 0), "int32")))
-            size += math.prod(weights.shape)
-        return zeros / size
-
-    def remember(self, optimizer, **numbers_by_row):
-        """Keep numbers in rows of `STEERING`; zero forgets."""
-        array = keras.ops.convert_to_numpy(optimizer.steering).copy()
-        for row, number in numbers_by_row.items():
-            array[optimizer.STEERING.index(row), self.indices] = number
-        optimizer.steering.assign(array)
-
-    def recall(self, optimizer, row):
-        """A number that was kept, or zero."""
-        return float(keras.ops.convert_to_numpy(optimizer.steering)[optimizer.STEERING.index(row), self.indices[0]])
-
-    def strength(self, optimizer):
-        exponent = float(keras.ops.convert_to_numpy(optimizer.strength_exponents)[self.indices[0]])
-        return float(optimizer.penalty.strength.numpy()) * math.exp(exponent)  # of the whole model zero
-
-    def trim(self, optimizer, share):
-        """Zero the smallest weights or groups that are missing to the target: at most `share` of the nonzero ones."""
-        weights = {index: optimizer.weight(index) for index in self.indices}
-        sizes = {i: keras.ops.convert_to_numpy(optimizer.penalty_magnitude(i, w)) for i, w in weights.items()}
-        every = np.sort(np.concatenate([size.ravel() for size in sizes.values()]))
-        wanted = round(self.target * len(every))
-        missing = wanted - np.count_nonzero(every == 0)
-        if not 0 < missing <= share * (len(every) - wanted):
-            return
-        limit = every[wanted - 1]
-        if np.count_nonzero(every <= limit) - wanted >= missing:  # a group too large
-            return
-        self.trimmed = missing / (len(every) - wanted)
-        for index, size in sizes.items():
-            optimizer.set_weight(index, keras.ops.where(size <= limit, 0.0, weights[index]))
-
-    def critical_strengths(self, optimizer):
-        """The λ from which on a weight is zero, an array of all weights or a sample; None where that depends on the
-        steps to come."""
-        points = {index: optimizer.prox_point(index) for index in self.indices}
-        if any(point is None for point in points.values()):
-            return None
-        size, arrays = sum(math.prod(u.shape) for u, _ in points.values()), []
-        for index, (u, step) in points.items():
-            strengths = keras.ops.reshape(optimizer.penalty_magnitude(index, u) / step, (-1,))
-            if size > self.SAMPLE:
-                strengths = keras.ops.take(strengths, self._sample(index, strengths.shape[0], self.SAMPLE / size))
-            arrays.append(keras.ops.convert_to_numpy(strengths))
-        return np.concatenate(arrays)
-
-    def _sample(self, index, size, share):
-        if index not in self._samples:
-            places = np.random.default_rng(index).integers(size, size=max(1, round(share * size)), dtype="int32")
-            self._samples[index] = places
-        return self._samples[index]
-
-    def set_strength(self, optimizer, strength):
-        strength = min(max(strength, self.SMALLEST), self.LARGEST)
-        if self.whole_model:
-            optimizer.penalty.strength = strength
-        else:
-            if float(optimizer.penalty.strength.numpy()) == 0:
-                optimizer.penalty.strength = self.SMALLEST
-            exponents = keras.ops.convert_to_numpy(optimizer.strength_exponents).copy()
-            exponents[self.indices] = math.log(strength / float(optimizer.penalty.strength.numpy()))
-            optimizer.strength_exponents.assign(exponents)
-
-
-def _log_odds(share):
-    """log(σ / (1 − σ)), bounded where no or all weights are zero."""
-    return math.log((share + 1e-3) / (1 - share + 1e-3))

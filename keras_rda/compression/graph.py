@@ -1,7 +1,6 @@
 """A Keras model as a flat list of calls, nested models unrolled.
 
-Keras keeps the graph of a Functional model in `_nodes_by_depth`, and that of a Sequential one in `_functional`; neither
-has a public counterpart. This module is the only one that reads them.
+Keras' own graph has no public counterpart: `_keras` knows the private names.
 """
 
 import dataclasses
@@ -9,7 +8,7 @@ import inspect
 
 import keras
 
-from keras_rda import _keras
+from keras_rda._keras import functional, levels, operation_of
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,19 +57,6 @@ class FlatModel:
     outputs: list
 
 
-def functional(model):
-    """The model that holds `model`'s graph; None if it has none: a subclassed model, or one that overrides `call`."""
-    if isinstance(model, keras.Sequential):
-        if not hasattr(model, "_functional"):
-            raise _keras.incompatible("a Sequential model has no _functional")
-        model = model._functional
-    if type(model).__name__ == "Functional" and not hasattr(model, "_nodes_by_depth"):
-        raise _keras.incompatible("a functional model has no _nodes_by_depth")
-    if not hasattr(model, "_nodes_by_depth") or not type(model).call.__module__.startswith("keras."):
-        return None
-    return model
-
-
 def advice(model):
     """What to do about a model without a graph."""
     if isinstance(model, keras.Sequential):
@@ -85,7 +71,7 @@ def read(model):
     """Return the `FlatModel` of a functional `model` (see `functional`)."""
     model = functional(model)
     inputs = [
-        Tensor(tuple(tensor.shape), tensor.dtype, getattr(tensor._keras_history.operation, "optional", False))
+        Tensor(tuple(tensor.shape), tensor.dtype, getattr(operation_of(tensor), "optional", False))
         for tensor in model.inputs
     ]
     names = {}
@@ -96,8 +82,8 @@ def read(model):
 
 def _unroll(model, inputs, prefix, extra, calls, names):
     tensors = {id(symbolic): tensor for symbolic, tensor in zip(model.inputs, inputs, strict=True)}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
+    for nodes in levels(model):
+        for node in nodes:
             # Keras runs a graph the same way: inputs that feed nothing, and what hangs on them, are skipped.
             if node.is_input or any(id(tensor) not in tensors for tensor in node.input_tensors):
                 continue

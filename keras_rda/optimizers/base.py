@@ -1,22 +1,31 @@
-"""What the optimizers share: which variables are penalised, how updates are counted, what is saved."""
+"""What the optimizers share: which variables are penalised, how updates are counted, what an update is."""
 
-import collections
 import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_rda import _keras, kernels
+from keras_rda.checks import check_number, is_float32
+from keras_rda.optimizers.exclusions import Exclusions
 from keras_rda.optimizers.state import CheckedState
-from keras_rda.penalties import Penalty, is_float32
+from keras_rda.optimizers.steering_memory import SteeringMemory
+from keras_rda.optimizers.trained import Prox, Trained
+from keras_rda.penalties import Penalty
 from keras_rda.types import Rate
 
 
-class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
+class Now(NamedTuple):
+    """The scalars of a variable's update: `t` counts its updates from 1, in float32."""
+
+    t: Any
+
+
+class PenalizedOptimizer(CheckedState, _keras.Optimizer):
     """Base class of the optimizers that produce exact zeros.
 
     A subclass defines one function without side effects, `step`, and, if it keeps state, `add_slots`. This class does
@@ -38,6 +47,10 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
     - **Saving**: state that does not fit raises. Keras would warn and skip it, and a step from lost sums would rewrite
       the model.
 
+    A subclass that keeps numbers of its own, such as a sum of the rates, creates a vector of them in `add_vectors`,
+    brings it up to date in `advance`, and hands a variable's entries to `step` by `now`. One whose weights follow from
+    its slots gives `prox_point`, by which `TargetSparsity` finds λ at once.
+
     Args:
         learning_rate: Positive float, `keras.optimizers.schedules.LearningRateSchedule`, or callable without arguments.
         penalty: A `keras_rda.Penalty`, or None for no penalty.
@@ -49,39 +62,34 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         ValueError: an argument is out of its range; the message gives the range.
     """
 
-    # What TargetSparsity remembers for a variable: the density 1 − σ when last measured; σ when steering began; 1 + the
-    # epoch in which it began. Zero is never, or dense.
-    STEERING = ("measured_density", "initial_sparsity", "begun")
-    strength_in_state = True  # whether the slots, and so the weights, depend on λ of earlier steps
+    # The defaults are right for every subclass; the opposite saves memory and training steps.
     starts_from_weights = True  # whether `step` uses its argument `weights` after the first step
+    strength_in_state = True  # whether `prox_point` depends on λ of earlier steps
 
     def __init__(self, learning_rate: Rate, penalty: Penalty | None, **kwargs: Any) -> None:
-        _keras.check_optimizer()
-        name = type(self).__name__
-        if isinstance(learning_rate, numbers.Real):
-            if isinstance(learning_rate, int) or not (is_float32(learning_rate) and np.float32(learning_rate) > 0):
-                raise ValueError(
-                    f"{name}: learning_rate (1/γ) must be a positive float; received {learning_rate!r}. The paper's "
-                    "γ = 1 is learning_rate=1.0."
-                )
-            learning_rate = float(learning_rate)  # Keras takes no NumPy scalars
-        weight_decay = kwargs.get("weight_decay")
-        if weight_decay is not None and not (is_float32(weight_decay) and float(weight_decay) >= 0):
-            raise ValueError(f"{name}: weight_decay must be a finite number ≥ 0; received {weight_decay!r}.")
+        if isinstance(learning_rate, numbers.Real):  # Keras takes no NumPy scalars
+            learning_rate = check_number(
+                self,
+                "learning_rate (1/γ)",
+                learning_rate,
+                "a positive float",
+                lambda rate: not isinstance(rate, int) and bool(np.float32(rate) > 0),
+                "The paper's γ = 1 is learning_rate=1.0.",
+            )
+        if (weight_decay := kwargs.get("weight_decay")) is not None:
+            check_number(self, "weight_decay", weight_decay, "a finite number ≥ 0", lambda decay: decay >= 0)
         if kwargs.get("ema_overwrite_frequency") is not None:
             raise ValueError(
-                f"{name}: ema_overwrite_frequency={kwargs['ema_overwrite_frequency']!r} cannot work: averaged weights "
-                "have no exact zeros, and the next step does not start from the weights it would overwrite. Leave it "
-                "out: use_ema=True puts the averages in place when training ends and keeps the zeros."
+                f"{type(self).__name__}: ema_overwrite_frequency={kwargs['ema_overwrite_frequency']!r} cannot work: "
+                "averaged weights have no exact zeros, and the next step does not start from the weights it would "
+                "overwrite. Leave it out: use_ema=True puts the averages in place when training ends and keeps the "
+                "zeros."
             )
         super().__init__(learning_rate, **kwargs)
         self._penalty = penalty
         if penalty is not None:
             self._penalty_strength = penalty.strength  # tracked: saved, and visible to JAX's stateless update
-        self._excluded_ids: tuple[int, ...] = ()
-        self._excluded_paths: tuple[str, ...] = ()
-        self._excluded_names: tuple[str, ...] = ()
-        self._saved_exclusions: dict = {}
+        self._exclusions = Exclusions(type(self).__name__)
         self._unbuilt_size = len(self.variables)
 
     @property
@@ -115,61 +123,24 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
                 exclude `"dense_1/kernel"`.
 
         Raises:
+            TypeError: an argument is no list, or holds something else.
             ValueError: the optimizer is built already. A name that matches nothing raises when it is built.
         """
         if self.built:
             raise ValueError(
                 f"exclude_from_penalty() was called on a {type(self).__name__} that is already built for "
-                f"{len(self._trainable_variables)} variables. Call it before fit(), build() or the first apply()."
+                f"{len(self.trained)} variables. Call it before fit(), build() or the first apply()."
             )
-        if not isinstance(var_names, (list, tuple, type(None))) or not all(isinstance(n, str) for n in var_names or ()):
-            raise TypeError(f"var_names must be a list of strings; received {var_names!r}.")
-        if not isinstance(var_list, (list, tuple, type(None))):
-            raise TypeError(f"var_list must be a list of variables; received {type(var_list).__name__}.")
-        if wrong := [v for v in var_list or () if not hasattr(v, "shape")]:
-            raise TypeError(
-                f"var_list must be a list of variables; received {wrong[0]!r} in it. Names go in var_names."
-            )
-        self._excluded_ids += tuple(map(id, var_list or ()))
-        self._excluded_paths += tuple(map(kernels.variable_path, var_list or ()))
-        self._excluded_names += tuple(var_names or ())
-
-    def _excluded(self, variables, paths):
-        """The positions of the variables that `exclude_from_penalty` named, here or before the optimizer was saved."""
-        matches = [
-            (name, {i for i, path in enumerate(paths) if kernels.longest_part(path, [name])})
-            for name in self._excluded_names
-        ]
-        for key, path in zip(self._excluded_ids, self._excluded_paths, strict=True):
-            matches.append((path, {i for i, variable in enumerate(variables) if id(variable) == key}))
-        if self._saved_exclusions.get("variables") == len(variables):
-            # Names of variables may change when a model is loaded, positions do not.
-            return set(self._saved_exclusions["penalty"]).union(*(positions for _, positions in matches))
-        for path, number in collections.Counter(self._saved_exclusions.get("paths", ())).items():
-            same = {i for i, other in enumerate(paths) if f"/{path}".endswith(f"/{other}")}
-            if len(same) > number:
-                raise ValueError(
-                    f"The exclusions of this {type(self).__name__} were saved before it was built: {number} variables "
-                    f"of the path {path!r}, which {len(same)} have. Create the optimizer anew and call "
-                    "exclude_from_penalty() with the variables."
-                )
-            matches.append((path, same))
-        if unmatched := sorted(name for name, positions in matches if not positions):
-            raise ValueError(
-                f"exclude_from_penalty() was given {unmatched}, which match none of the trainable variables {paths}."
-            )
-        return set().union(*(positions for _, positions in matches))
+        self._exclusions.add(var_list, var_names)
 
     def penalties_of(self, variables):
         """The penalty of each of `variables`, or None, as the optimizer has or would have them once it is built."""
         if self.built:
-            own = dict(zip(map(id, self._trainable_variables), self._penalties, strict=True))
+            own = {id(trained.variable): trained.penalty for trained in self.trained}
             return [own.get(id(variable)) for variable in variables]
-        excluded = self._excluded(variables, [kernels.variable_path(variable) for variable in variables])
-        return self._own_penalties(variables, excluded)
+        return self._own_penalties(variables, self._exclusions.from_penalty(variables))
 
     def _own_penalties(self, variables, excluded):
-        """The penalty of each of `variables`, or None; `excluded` are positions."""
         return [
             self.penalty.for_variable(variable)
             if self.penalty is not None and kernels.is_kernel(variable) and i not in excluded
@@ -177,41 +148,43 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
             for i, variable in enumerate(variables)
         ]
 
+    def penalizes(self, position):
+        """Whether the variable at `position` of those the optimizer was built for has a penalty."""
+        return self.trained[position].penalty is not None
+
     def build(self, variables):
         """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
         if self.built:
             return
-        paths = [kernels.variable_path(variable) for variable in variables]
         # Before anything is built, because these raise.
-        excluded = self._excluded(variables, paths)
-        own_penalties = self._own_penalties(variables, excluded)
+        excluded = self._exclusions.from_penalty(variables)
+        penalties = self._own_penalties(variables, excluded)
         super().build(variables)
-        self._excluded_positions = sorted(excluded)
-        self._penalties = own_penalties
-        if self.penalty is not None and not any(self._penalties):
+        if self.penalty is not None and not any(penalties):
             warnings.warn(
                 f"{type(self).__name__} has nothing to penalise: of {len(variables)} trainable variables none is a "
                 "kernel (rank ≥ 2, no embedding table) that is not excluded, so no weight will become zero. "
-                f"Variables: {paths}.",
+                f"Variables: {[kernels.variable_path(variable) for variable in variables]}.",
                 stacklevel=2,
             )
-        saved = self._saved_exclusions if self._saved_exclusions.get("variables") == len(variables) else {}
-        undecayed = saved.get("weight_decay", ())  # Keras does not save exclude_from_weight_decay
-        self._decayed = [self._use_weight_decay(v) and i not in undecayed for i, v in enumerate(variables)]
+        undecayed = self._exclusions.from_weight_decay(variables)
+        decays = [self.uses_weight_decay(v) and i not in undecayed for i, v in enumerate(variables)]
+        self._exclusions.settle(len(variables), excluded, [i for i, decayed in enumerate(decays) if not decayed])
         # One vector for all variables instead of a scalar each: a network has hundreds of variables, and updating a
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
         if self.penalty is not None:
-            # TargetSparsity's state, saved with the optimizer's: λ of a variable is penalty.strength times e to its
-            # exponent; `steering` has a row for each of `STEERING`. Zero throughout is what state that was saved before
-            # the first step is restored to.
-            options = {"dtype": "float32", "aggregation": "only_first_replica"}
-            self.strength_exponents = self.add_variable((len(variables),), name="strength_exponents", **options)
-            self.steering = self.add_variable((len(self.STEERING), len(variables)), name="steering", **options)
-        self._slots = [self.add_slots(variable, self.penalizes(i)) for i, variable in enumerate(variables)]
-        for variable, slots in zip(variables, self._slots, strict=True):
-            if self.starts_from_weights and _low_precision(variable.dtype):
-                slots["weights"] = self.add_slot(variable, "weights")
+            self.steering = SteeringMemory(self, len(variables))
+            self.strength_exponents = self.steering.strength_exponents
+        self.trained = [
+            Trained(position, variable, penalty, decayed, self.add_slots(variable, penalty is not None))
+            for position, (variable, penalty, decayed) in enumerate(zip(variables, penalties, decays, strict=True))
+        ]
+        for trained in self.trained:
+            low_precision = keras.backend.standardize_dtype(trained.variable.dtype) in ("bfloat16", "float16")
+            if self.starts_from_weights and low_precision:
+                trained.slots["weights"] = self.add_slot(trained.variable, "weights")
+        self.add_vectors(len(variables))
 
     def add_slots(self, variable, penalized):
         """Return the slots of `variable`, a dict of name → `add_slot(variable, name)`. Its order is a file format."""
@@ -221,23 +194,30 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         """Create a float32 slot of zeros with the shape and layout of `variable`."""
         return self.add_variable_from_reference(variable, name)
 
+    def add_vectors(self, variables):
+        """Create the optimizer's own state, such as an `add_vector` with an entry for each of so many variables."""
+
+    def add_vector(self, shape, name):
+        """Create float32 zeros that are the same for all replicas."""
+        return self.add_variable(shape, dtype="float32", name=name, aggregation="only_first_replica")
+
     def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
         """As Keras' own, for its averages and accumulated gradients too, but in float32: sums in bfloat16 stall."""
         return self.add_variable(
             reference_variable.shape,
             initializer=initializer,
             dtype="float32",
-            layout=getattr(reference_variable, "_layout", None),
+            layout=_keras.sharding(reference_variable),
             name=f"{kernels.variable_path(reference_variable).replace('/', '_')}_{name}",
         )
 
-    def step(self, weights, gradient, rate, index, slots, prox):
+    def step(self, weights, gradient, rate, now, slots, prox):
         """One update of one variable, in float32, without side effects.
 
         Args:
             weights, gradient: Tensors of the variable's shape; the gradient is finite and includes weight decay.
             rate: Scalar, the learning rate of this step.
-            index: Position of the variable in `self._steps`.
+            now: The scalars of this step: what `now` returns.
             slots: Dict of name → tensor, as created by `add_slots`.
             prox: `prox(u, step)`: the penalty's proximal map, or the identity for variables without penalty.
 
@@ -246,181 +226,119 @@ class PenalizedOptimizer(CheckedState, keras.optimizers.Optimizer):
         """
         raise NotImplementedError
 
-    def penalizes(self, index):
-        """Whether the variable at `index` of those the optimizer was built for has a penalty."""
-        return self._penalties[index] is not None
+    def advance(self, counts, rate):
+        """Bring the optimizer's own state up to date before a step.
 
-    def penalized_units(self, index):
-        """How many weights of the variable at `index`, or groups of them, become zero each by itself."""
-        return self._penalties[index].units(self._trainable_variables[index])
+        Args:
+            counts: Booleans (variables,): which variables take it.
+            rate: Scalar, its learning rate.
+        """
 
-    def weight(self, index):
-        """The variable at `index`, a tensor."""
-        return ops.convert_to_tensor(self._trainable_variables[index])
+    def now(self, position):
+        """The scalars of the present step of the variable at `position`; where there is none yet, of a first one."""
+        return Now(ops.cast(ops.maximum(self._steps[position], 1), "float32"))
 
-    def set_weight(self, index, value):
-        """Set the variable at `index`; an optimizer whose next step starts elsewhere overwrites it."""
-        variable = self._trainable_variables[index]
-        variable.assign(ops.cast(value, variable.dtype))
+    def has_started(self, position):
+        """Whether the variable at `position` has a step to take: a scalar boolean."""
+        return self._steps[position] > 0
 
-    def penalty_magnitude(self, index, u):
-        """What the penalty of the variable at `index` compares with λ·step, of the shape of `u`."""
-        return ops.broadcast_to(self._penalties[index].magnitude(u), u.shape)
-
-    def prox_point(self, index):
-        """`(u, step)` with weights `prox(u, step)`, of the present state; None where the optimizer does not keep it.
+    def prox_point(self, now, slots):
+        """`(u, step)` with which `step` ends at `prox(u, step)`; None where the slots do not tell.
 
         `TargetSparsity` reads from it which λ gives which σ: for good where `strength_in_state` is False.
         """
         return None
 
-    def sparse_weights(self, index):
-        """What the zeros of the variable at `index` are counted on while training: its weights, or, where these lag
-        behind, what they are moving to."""
-        return self.weight(index)
+    def present_prox_point(self, trained):
+        """`prox_point` of a `Trained` variable as its state is; None also before its first step."""
+        point = self.prox_point(self.now(trained.position), trained.state)
+        return None if point is None or not bool(ops.any(point[1] > 0)) else point
 
-    def _prox(self, index):
-        """`prox(u, step)` of the variable at `index`: its penalty's proximal map, or the identity."""
-        if not self.penalizes(index):
-            return lambda u, step: u
-        factor = ops.exp(self.strength_exponents[index])
-        return lambda u, step: self._penalties[index].prox(u, ops.multiply(factor, step))
+    def prox(self, trained):
+        """`prox(u, step)` of a `Trained` variable: its penalty's proximal map, or the identity."""
+        if trained.penalty is None:
+            return Prox(None)
+        return Prox(trained.penalty, ops.exp(self.strength_exponents[trained.position]))
+
+    def sparse_weights(self, trained):
+        """What the zeros of a `Trained` variable are counted on while training: its weights, or, where these lag
+        behind, what they are moving to."""
+        return trained.value
 
     def apply(self, grads, trainable_variables=None):
         """Update the variables from their gradients; see `keras.optimizers.Optimizer.apply`."""
         if self.penalty is not None:
             self.penalty.follow_schedule(self.iterations)
         if self.gradient_accumulation_steps:
-            grads = [g if g is None or _is_float32(g.dtype) else ops.cast(_dense(g), "float32") for g in grads]
+            grads = [
+                g if g is None or keras.backend.standardize_dtype(g.dtype) == "float32" else _dense_float32(g)
+                for g in grads
+            ]
         super().apply(grads, trainable_variables)
 
-    def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        # Keras calls this once per real update (inside gradient accumulation's condition), with the variables that have
-        # a gradient: the one place where all counters can advance together.
-        indices = [self._get_variable_index(variable) for variable in trainable_variables]
+    def begin_update(self, positions, gradients, learning_rate):
+        """Count this update for the variables at `positions`, and return its rate."""
         # A schedule or callable may go below zero or to NaN, which would turn thresholds around or stay in the sums.
         rate = ops.cast(learning_rate, "float32")
-        rate = ops.where(ops.logical_and(ops.isfinite(rate), ops.greater(rate, 0.0)), rate, 0.0)
-        self._advance(indices, grads, rate)
-        super()._backend_update_step(grads, trainable_variables, rate)
-
-    def _advance(self, indices, grads, rate):
-        """Count this update for the variables at `indices`; return for which it counts, booleans (variables,)."""
-        received = np.zeros(len(self._slots), bool)
-        received[indices] = True
+        rate = ops.where(ops.logical_and(ops.isfinite(rate), rate > 0.0), rate, 0.0)
+        received = np.zeros(len(self.trained), bool)
+        received[positions] = True
 
         def non_finite():
-            flags = [ops.convert_to_tensor(0.0)] * len(self._slots)
-            for index, gradient in zip(indices, grads, strict=True):
-                flags[index] = ops.cast(ops.logical_not(ops.all(ops.isfinite(_dense(gradient)))), "float32")
+            flags = [ops.convert_to_tensor(0.0)] * len(self.trained)
+            for position, gradient in zip(positions, gradients, strict=True):
+                flags[position] = ops.cast(ops.logical_not(ops.all(ops.isfinite(_dense(gradient)))), "float32")
             return ops.stack(flags)
 
         # Once every variable has started, a non-finite entry only counts as zero, and the gradients need no extra pass.
-        started = ops.greater(self._steps, 0)
-        waiting = ops.logical_and(received, ops.logical_not(started))
-        spoilt = ops.cond(ops.any(waiting), non_finite, lambda: ops.zeros(len(self._slots), "float32"))
-        finite = ops.equal(self._sum_over_replicas(spoilt), 0.0)
-        counts = ops.logical_and(received, ops.logical_or(started, finite))
-        self._steps.assign(ops.add(self._steps, ops.cast(counts, self._steps.dtype)))
-        return counts
+        steps = ops.convert_to_tensor(self._steps)
+        waiting = ops.logical_and(received, steps == 0)
+        spoilt = ops.cond(ops.any(waiting), non_finite, lambda: ops.zeros(len(self.trained), "float32"))
+        finite = self.sum_over_replicas(spoilt) == 0.0
+        counts = ops.logical_and(received, ops.logical_or(steps > 0, finite))
+        self._steps.assign(steps + ops.cast(counts, steps.dtype))
+        self.advance(counts, rate)
+        return rate
 
-    def _sum_over_replicas(self, value):
-        # Keras' optimizers have this on TensorFlow, where each replica of tf.distribute sees its own gradient. On JAX
-        # there is one gradient, of the whole batch.
-        reduce = getattr(self, "_all_reduce_sum_gradients", None)
-        return reduce([(value, None)])[0][0] if reduce else value
-
-    def _float_steps(self, index):
-        """t of the variable at `index`, a float32 scalar; 1 before its first step, whose result is discarded."""
-        return ops.cast(ops.maximum(self._steps[index], 1), "float32")
-
-    def _moves(self, index):
-        """Whether the variable at `index` has a step to take: a scalar boolean."""
-        return ops.greater(self._steps[index], 0)
-
-    def update_step(self, gradient, variable, learning_rate):
-        """Update one variable and its slots; called by Keras."""
-        if 0 in variable.shape:
+    def update(self, position, gradient, learning_rate):
+        """Take the step of one variable."""
+        trained = self.trained[position]
+        if 0 in trained.variable.shape:
             return  # backends refuse the maximum of nothing, and Keras' add on TensorFlow some empty shapes
-        index = self._get_variable_index(variable)
-        slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items() if name != "weights"}
-        weights = self._precise_weights(index, variable)
-        gradient = ops.cast(_dense(gradient), "float32")
-        # Before a variable's first step counts, nothing may enter a sum: gradient and rate are zero. (Choosing between
-        # old and new slots instead made MRDA's update 2.4 times slower on TensorFlow.)
-        started = ops.cast(ops.greater(self._steps[index], 0), "float32")
-        rate = ops.multiply(started, ops.cast(learning_rate, "float32"))
-        gradient = ops.multiply(started, ops.where(ops.isfinite(gradient), gradient, 0.0))
-        if self.weight_decay is not None and self._decayed[index]:
-            gradient = ops.add(gradient, ops.multiply(started * self.weight_decay, weights))
-        prox = self._prox(index)
-        new_weights, new_slots = self.step(weights, gradient, rate, index, slots, prox)
-        new_weights = ops.where(self._moves(index), new_weights, weights)
-        if "weights" in self._slots[index]:
-            new_slots = {**new_slots, "weights": new_weights}
-        for name, value in new_slots.items():
-            self.assign(self._slots[index][name], value)
-        self.assign(variable, ops.cast(new_weights, variable.dtype))
+        weights, gradient = trained.precise, _dense_float32(gradient)
+        gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
+        if self.weight_decay is not None and trained.decays:
+            gradient = gradient + self.weight_decay * weights
+        # The gate: before a variable has started nothing may enter a sum, so gradient and rate are zero, and its
+        # weights stay. (Choosing between old and new slots instead made MRDA's update 2.4 times slower on TensorFlow.)
+        started = self.has_started(position)
+        factor = ops.cast(started, "float32")
+        new_weights, slots = self.step(
+            weights,
+            factor * gradient,
+            factor * ops.cast(learning_rate, "float32"),
+            self.now(position),
+            trained.state,
+            self.prox(trained),
+        )
+        new_weights = ops.where(started, new_weights, weights)
+        if "weights" in trained.slots:
+            slots = {**slots, "weights": new_weights}
+        for name, value in slots.items():
+            self.assign(trained.slots[name], value)
+        self.assign(trained.variable, ops.cast(new_weights, trained.variable.dtype))
 
-    def _precise_weights(self, index, variable):
-        """The variable in float32: of low precision, as its last step left it, unless it was set from outside since."""
-        weights = ops.cast(variable, "float32")
-        if "weights" not in self._slots[index]:
-            return weights
-        precise = ops.convert_to_tensor(self._slots[index]["weights"])
-        return ops.where(ops.equal(ops.cast(precise, variable.dtype), variable), precise, weights)
+    def move_average(self, position, average):
+        """Keras' moving average, but in float32 throughout: in bfloat16 a momentum of 0.999 is 1."""
+        momentum = ops.where(self.iterations == 0, 0.0, self.ema_momentum)
+        average.assign(momentum * ops.convert_to_tensor(average) + (1.0 - momentum) * self.trained[position].precise)
 
-    def _apply_weight_decay(self, variables):
-        pass  # coupled instead: update_step adds it to the gradient
-
-    def _update_model_variables_moving_average(self, trainable_variables):
-        # Keras', but in float32 throughout: in bfloat16 a momentum of 0.999 is 1.
-        momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
-        for variable in trainable_variables:
-            index = self._get_variable_index(variable)
-            average = self._model_variables_moving_average[index]
-            if average is None:  # of a variable that is overwritten with its gradient
-                continue
-            weights = self._precise_weights(index, variable)
-            average.assign(ops.add(ops.multiply(momentum, average), ops.multiply(ops.subtract(1.0, momentum), weights)))
-
-    def _overwrite_model_variables_with_average_value(self, trainable_variables):
-        """At the end of training with `use_ema`: the averages where the last weights are not zero, else zero."""
-        for variable in trainable_variables:
-            average = self._model_variables_moving_average[self._get_variable_index(variable)]
-            if average is None:
-                continue
-            value = ops.convert_to_tensor(average)
-            if kernels.is_kernel(variable):
-                value = ops.where(ops.equal(variable, 0), 0.0, value)
-            variable.assign(ops.cast(value, variable.dtype))
-
-    def get_config(self):
-        config = super().get_config()
-        if self.penalty is not None:
-            config["penalty"] = keras.saving.serialize_keras_object(self.penalty)
-        config["exclusions"] = {
-            "paths": [*self._saved_exclusions.get("paths", ()), *self._excluded_paths],
-            "names": list(self._excluded_names),
-        }
-        if self.built:
-            config["exclusions"] |= {
-                "variables": len(self._slots),
-                "penalty": list(self._excluded_positions),
-                "weight_decay": [i for i, decayed in enumerate(self._decayed) if not decayed],
-            }
-        return config
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        config = dict(config)
-        exclusions = config.pop("exclusions", {})
-        if "penalty" in config:
-            config["penalty"] = keras.saving.deserialize_keras_object(config["penalty"], custom_objects=custom_objects)
-        optimizer = super().from_config(config, custom_objects=custom_objects)
-        optimizer._excluded_names = tuple(exclusions.get("names", ()))
-        optimizer._saved_exclusions = dict(exclusions)
-        return optimizer
+    def end_with_average(self, position, average):
+        """At the end of training with `use_ema`: the average where the last weights are not zero, else zero."""
+        trained, value = self.trained[position], ops.convert_to_tensor(average)
+        if kernels.is_kernel(trained.variable):
+            value = ops.where(trained.value == 0, 0.0, value)
+        trained.set(value)
 
 
 def inner_optimizer(model):
@@ -429,24 +347,10 @@ def inner_optimizer(model):
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
-def _is_float32(dtype):
-    return keras.backend.standardize_dtype(dtype) == "float32"
-
-
-def _low_precision(dtype):
-    return keras.backend.standardize_dtype(dtype) in ("bfloat16", "float16")
-
-
 def _dense(gradient):
     """The gradient as a dense tensor; TensorFlow gives embeddings' gradients as `IndexedSlices`."""
     return ops.convert_to_tensor(gradient, sparse=False)
 
 
-def check_share(optimizer, name, number, example):
-    """Return `number` as a float from 0 to below 1, or raise an error that names the optimizer and the argument."""
-    if not (is_float32(number) and 0 <= number < 1):
-        raise ValueError(
-            f"{type(optimizer).__name__}: {name} must be a number from 0 to below 1, for example {example}; received "
-            f"{number!r}."
-        )
-    return float(number)
+def _dense_float32(gradient):
+    return ops.cast(_dense(gradient), "float32")

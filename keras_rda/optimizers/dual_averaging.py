@@ -1,9 +1,19 @@
-"""The step that SDA, RDA and MRDA share."""
+"""The sums of dual averaging, by which SDA, RDA, MRDA and RMDA take their steps."""
+
+from typing import Any, NamedTuple
 
 from keras import ops
 
+from keras_rda.checks import check_number
 from keras_rda.optimizers.base import PenalizedOptimizer
-from keras_rda.penalties import is_float32
+
+
+class Sums(NamedTuple):
+    """The scalars of a variable's update: its number `t`, `A_t` and `T_t`."""
+
+    t: Any
+    weight_sum: Any
+    time: Any
 
 
 class DualAveraging(PenalizedOptimizer):
@@ -30,40 +40,27 @@ class DualAveraging(PenalizedOptimizer):
     centre, and a warm-up that starts at zero would wipe a network whose centre is zero.
     """
 
-    strength_in_state = False
     starts_from_weights = False
-    weighs_time = True  # whether time is T_t
+    strength_in_state = False
+    weighs_time = True  # whether time is T_t, or t
 
     def __init__(self, learning_rate, penalty, center, exponent, **kwargs):
         super().__init__(learning_rate, penalty, **kwargs)
-        name = type(self).__name__
         if center not in ("zero", "initial"):
             raise ValueError(
-                f'{name}: center must be "zero" or "initial"; received {center!r}. "initial" keeps the weights that '
-                'training starts from, for example pretrained ones, as prox centre; "zero" is the paper\'s.'
-            )
-        if not (is_float32(exponent) and 0 < exponent < 1):
-            raise ValueError(
-                f"{name}: exponent (α in β_t = γ·t^α) must be a number between 0 and 1, where the method converges; "
-                f"received {exponent!r}. The paper's is 0.5."
+                f'{type(self).__name__}: center must be "zero" or "initial"; received {center!r}. "initial" keeps the '
+                'weights that training starts from, for example pretrained ones, as prox centre; "zero" is the '
+                "paper's."
             )
         self.center = center
-        self.exponent = float(exponent)
-
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        # Row 0: A_t of every variable; row 1: what rounding took from it (Kahan). A plain float32 sum of ones stops at
-        # 2²⁴, and one of small rates drifts.
-        self._weight_sum = self.add_variable(
-            (2, len(variables)), dtype="float32", name="weight_sum", aggregation="only_first_replica"
+        self.exponent = check_number(
+            self,
+            "exponent (α in β_t = γ·t^α)",
+            exponent,
+            "a number between 0 and 1, where the method converges",
+            lambda alpha: 0 < alpha < 1,
+            "The paper's is 0.5.",
         )
-        if self.weighs_time:
-            # Row 0: T_t of every variable; row 1: what rounding took from it; row 2: the largest rate so far.
-            self._time = self.add_variable(
-                (3, len(variables)), dtype="float32", name="time", aggregation="only_first_replica"
-            )
 
     def add_slots(self, variable, penalized):
         names = ["gradient_sum"]
@@ -71,67 +68,66 @@ class DualAveraging(PenalizedOptimizer):
             names.append("center")
         return {name: self.add_slot(variable, name) for name in names}
 
-    def _advance(self, indices, grads, rate):
-        counts = super()._advance(indices, grads, rate)
-        steps = ops.convert_to_tensor(self._steps)
-        begins = ops.logical_and(counts, ops.equal(self._stage(steps), 1))
-        total, lost = ops.where(begins, 0.0, self._weight_sum[0]), ops.where(begins, 0.0, self._weight_sum[1])
-        weight = ops.multiply(ops.cast(counts, "float32"), self._gradient_weight(rate, steps))
-        self._weight_sum.assign(ops.stack(_compensated_sum(total, lost, weight)))
+    def add_vectors(self, variables):
+        # Row 0: A_t of every variable; row 1: what rounding took from it (Kahan). A plain float32 sum of ones stops at
+        # 2²⁴, and one of small rates drifts.
+        self._weight_sum = self.add_vector((2, variables), "weight_sum")
         if self.weighs_time:
-            rates = ops.multiply(ops.cast(counts, "float32"), rate)
-            largest = ops.maximum(self._time[2], rates)
-            step = ops.square(ops.divide(rates, ops.where(ops.greater(largest, 0.0), largest, 1.0)))
-            self._time.assign(ops.stack([*_compensated_sum(self._time[0], self._time[1], step), largest]))
-        return counts
+            # Row 0: T_t of every variable; row 1: what rounding took from it; row 2: the largest rate so far.
+            self._time = self.add_vector((3, variables), "time")
 
-    def _moves(self, index):
-        return ops.greater(self._weight_sum[0, index], 0.0)
+    def advance(self, counts, rate):
+        t, counted = self.stage(ops.convert_to_tensor(self._steps)), ops.cast(counts, "float32")
+        begins = ops.logical_and(counts, t == 1)
+        total, lost = (ops.where(begins, 0.0, self._weight_sum[row]) for row in range(2))
+        weight = self.gradient_weight(rate, ops.cast(t, "float32"))
+        self._weight_sum.assign(ops.stack(_compensated_sum(total, lost, counted * weight)))
+        if self.weighs_time:
+            time, lost, largest = (self._time[row] for row in range(3))
+            largest = ops.maximum(largest, counted * rate)
+            taken = ops.square(counted * rate / ops.where(largest > 0.0, largest, 1.0))
+            self._time.assign(ops.stack([*_compensated_sum(time, lost, taken), largest]))
 
-    def step(self, weights, gradient, rate, index, slots, prox):
-        stage = self._stage(self._steps[index])
-        weighted = ops.multiply(self._gradient_weight(rate, self._steps[index]), gradient)
-        so_far = ops.where(ops.equal(stage, 1), self._first_sum(weights, slots), slots["gradient_sum"])
-        slots = {**slots, "gradient_sum": ops.add(so_far, weighted)}
-        if "center" in slots:
-            # Taken here and not in build(): build may run inside a trace, or before weights are loaded.
-            slots["center"] = ops.where(ops.less_equal(stage, 1), weights, slots["center"])
-        return prox(*self._prox_arguments(index, slots)), slots
-
-    def _first_sum(self, weights, slots):
-        """S_0 of a variable with these weights before its first step and these slots."""
-        return 0.0
-
-    def _prox_arguments(self, index, slots):
-        """`w_0 − S_t / T_t^α` and `A_t / T_t^α`, where the sums stand."""
-        scale = ops.power(self._elapsed(index), -self.exponent)
-        u = ops.multiply(ops.negative(scale), slots["gradient_sum"])
-        if "center" in slots:
-            u = ops.add(slots["center"], u)
-        return u, ops.multiply(scale, self._weight_sum[0, index])
-
-    def prox_point(self, index):
-        slots = {name: ops.convert_to_tensor(slot) for name, slot in self._slots[index].items()}
-        return self._prox_arguments(index, slots) if bool(self._moves(index)) else None
-
-    def _elapsed(self, index):
-        """T_t of the variable at `index`, a float32 scalar; 1 before its first step, whose result is discarded."""
-        return ops.where(ops.greater(self._time[0, index], 0.0), self._time[0, index], 1.0)
-
-    def _stage(self, steps):
+    def stage(self, steps):
         """Of `steps` updates (of one variable, or a vector), those since the sums last started at zero."""
         return steps
 
-    def _gradient_weight(self, rate, steps):
-        """`a_t`, the weight of the gradient of the update `steps` (of one variable, or a vector)."""
+    def gradient_weight(self, rate, t):
+        """`a_t`, the weight of a gradient in the sums."""
         return rate
 
-    def get_config(self):
-        return {**super().get_config(), "center": self.center, "exponent": self.exponent}
+    def now(self, position):
+        t = ops.cast(ops.maximum(self.stage(self._steps[position]), 1), "float32")
+        time = t
+        if self.weighs_time:
+            time = self._time[0, position]
+            time = ops.where(time > 0.0, time, 1.0)
+        return Sums(t, self._weight_sum[0, position], time)
+
+    def has_started(self, position):
+        return self._weight_sum[0, position] > 0.0
+
+    def add_to_sums(self, weights, weighted_gradient, now, slots, first_sum=0.0):
+        """The slots with one more gradient: `S_t`, from `S_0 = first_sum` on, and the centre `w_0`."""
+        begins = now.t == 1.0
+        so_far = ops.where(begins, first_sum, slots["gradient_sum"])
+        slots = {**slots, "gradient_sum": so_far + weighted_gradient}
+        if "center" in slots:
+            # Taken here and not in build(): build may run inside a trace, or before weights are loaded.
+            slots["center"] = ops.where(begins, weights, slots["center"])
+        return slots
+
+    def prox_point(self, now, slots):
+        """`w_0 − S_t / T_t^α` and `A_t / T_t^α`."""
+        scale = now.time**-self.exponent
+        u = -scale * slots["gradient_sum"]
+        if "center" in slots:
+            u = slots["center"] + u
+        return u, scale * now.weight_sum
 
 
 def _compensated_sum(total, lost, term):
     """`total + term`, and what rounding took from it; `lost` is what it took before (Kahan)."""
-    term = ops.subtract(term, lost)
-    new_total = ops.add(total, term)
-    return [new_total, ops.subtract(ops.subtract(new_total, total), term)]
+    term = term - lost
+    new_total = total + term
+    return [new_total, (new_total - total) - term]

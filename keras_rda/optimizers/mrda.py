@@ -1,7 +1,6 @@
 from typing import Any, Literal
 
 import keras
-from keras import ops
 
 from keras_rda import penalties
 from keras_rda.optimizers.dual_averaging import DualAveraging
@@ -74,9 +73,13 @@ class MRDA(DualAveraging):
             )
         self.start = start
 
-    def _first_sum(self, weights, slots):
-        # A kernel with a `center` slot starts at its weights already.
-        return ops.negative(weights) if self.start == "weights" and "center" not in slots else 0.0
+    def step(self, weights, gradient, rate, now, slots, prox):
+        # A variable with a centre starts at its weights already.
+        first_sum = -weights if self.start == "weights" and "center" not in slots else 0.0
+        slots = self.add_to_sums(weights, rate * gradient, now, slots, first_sum)
+        u, threshold = self.prox_point(now, slots)
+        return prox(u, threshold), slots
 
     def get_config(self):
-        return {**super().get_config(), "start": self.start}
+        config = {"center": self.center, "exponent": self.exponent, "start": self.start}
+        return {**super().get_config(), **config}

@@ -1,10 +1,10 @@
 from typing import Any
 
 import keras
-from keras import ops
 
 from keras_rda import penalties
-from keras_rda.optimizers.base import PenalizedOptimizer, check_share
+from keras_rda.checks import check_number
+from keras_rda.optimizers.base import PenalizedOptimizer
 from keras_rda.penalties import Strength
 from keras_rda.types import Rate
 
@@ -48,23 +48,26 @@ class ProxSGD(PenalizedOptimizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), **kwargs)
-        self.momentum = check_share(self, "momentum", momentum, "0.9")
-        self.exponent = check_share(self, "exponent (of the decay with t)", exponent, "the paper's 0.5")
+        share = "a number from 0 to below 1, for example"
+        self.momentum = check_number(self, "momentum", momentum, f"{share} 0.9", lambda m: 0 <= m < 1)
+        self.exponent = check_number(
+            self, "exponent (of the decay with t)", exponent, f"{share} the paper's 0.5", lambda e: 0 <= e < 1
+        )
 
     def add_slots(self, variable, penalized):
         return {"velocity": self.add_slot(variable, "velocity")} if self.momentum else {}
 
-    def step(self, weights, gradient, rate, index, slots, prox):
-        alpha = ops.multiply(rate, ops.power(self._float_steps(index), -self.exponent))
-        velocity = ops.multiply(ops.negative(alpha), gradient)
+    def step(self, weights, gradient, rate, now, slots, prox):
+        alpha = rate * now.t**-self.exponent
+        velocity = -alpha * gradient
         if self.momentum:
-            velocity = ops.add(velocity, ops.multiply(self.momentum, slots["velocity"]))
-        u = ops.add(weights, velocity)
+            velocity = velocity + self.momentum * slots["velocity"]
+        u = weights + velocity
         new_weights = prox(u, alpha)
         if not self.momentum:
             return new_weights, slots
         # Not new_weights − weights, whose rounding is large beside a small step.
-        return new_weights, {"velocity": ops.add(velocity, ops.subtract(new_weights, u))}
+        return new_weights, {"velocity": velocity + (new_weights - u)}
 
     def get_config(self):
         return {**super().get_config(), "momentum": self.momentum, "exponent": self.exponent}

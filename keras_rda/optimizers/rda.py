@@ -13,6 +13,11 @@ from keras_rda.types import Rate
 class RDA(DualAveraging):
     """Regularised dual averaging as in Algorithm 1: `MRDA` that starts at the minimiser of its penalty, zero.
 
+    ```
+    S_t = S_{t-1} + learning_rate·g_t ;  A_t = A_{t-1} + learning_rate
+    w_{t+1} = prox_{(A_t / √T_t)·ψ}(−S_t / √T_t)          T_t: t, while the rate does not fall; see `MRDA`
+    ```
+
     Algorithm 1 sets `w_1 = w_0 = argmin ψ`: create the penalised kernels with `kernel_initializer="zeros"`. RDA does
     not edit weights that start elsewhere; it warns, because its steps are then those of `MRDA`. A deep network cannot
     start at zero (section 3.4: it would be a constant function), so RDA is for convex problems such as logistic
@@ -42,8 +47,8 @@ class RDA(DualAveraging):
         super().build(variables)
         nonzero = [
             kernels.variable_path(variable)
-            for index, variable in enumerate(variables)
-            if self.penalizes(index) and _any_nonzero(variable)
+            for position, variable in enumerate(variables)
+            if self.penalizes(position) and _any_nonzero(variable)
         ]
         if nonzero:
             warnings.warn(
@@ -53,10 +58,13 @@ class RDA(DualAveraging):
                 stacklevel=2,
             )
 
+    def step(self, weights, gradient, rate, now, slots, prox):
+        slots = self.add_to_sums(weights, rate * gradient, now, slots)
+        u, threshold = self.prox_point(now, slots)
+        return prox(u, threshold), slots
+
     def get_config(self):
-        config = super().get_config()
-        del config["center"]
-        return config
+        return {**super().get_config(), "exponent": self.exponent}
 
 
 def _any_nonzero(variable):

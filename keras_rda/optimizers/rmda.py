@@ -1,14 +1,23 @@
-import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_rda import penalties
+from keras_rda.checks import check_number, is_positive_integer
 from keras_rda.optimizers.dual_averaging import DualAveraging
 from keras_rda.penalties import Strength
 from keras_rda.types import Rate
+
+
+class Stage(NamedTuple):
+    """The scalars of a variable's update: `t`, `A_t` and `T_t = t` of the stage, and whether the stage is the last."""
+
+    t: Any
+    weight_sum: Any
+    time: Any
+    is_last: Any
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -58,11 +67,13 @@ class RMDA(DualAveraging):
         **kwargs: Any,
     ) -> None:
         super().__init__(learning_rate, penalties.get(penalty), "initial", 0.5, **kwargs)
-        if not (penalties.is_float32(averaging) and 0 < averaging <= 1):
-            raise ValueError(
-                f"RMDA: averaging (c) must be a number above 0 and at most 1, for example 0.1; received {averaging!r}."
-            )
-        self.averaging = float(averaging)
+        self.averaging = check_number(
+            self,
+            "averaging (c)",
+            averaging,
+            "a number above 0 and at most 1, for example 0.1",
+            lambda c: 0 < c <= 1,
+        )
         self.restarts = _check_restarts(restarts)
         if restarts is None and isinstance(learning_rate, keras.optimizers.schedules.PiecewiseConstantDecay):
             # The rate of update t is the schedule's at t·(batches an update) − 1, which changes where that exceeds the
@@ -71,43 +82,39 @@ class RMDA(DualAveraging):
             drops = {(int(boundary) + 1) // batches for boundary in learning_rate.boundaries}
             self.restarts = _check_restarts(sorted(drops - {0}))
 
-    def _stage(self, steps):
+    def stage(self, steps):
         start = ops.zeros_like(steps)
         for restart in self.restarts:
-            start = ops.where(ops.greater(steps, restart), ops.cast(restart, steps.dtype), start)
-        return ops.subtract(steps, start)
+            start = ops.where(steps > restart, ops.cast(restart, steps.dtype), start)
+        return steps - start
 
-    def _elapsed(self, index):
-        return ops.cast(ops.maximum(self._stage(self._steps[index]), 1), "float32")  # t of the stage
+    def gradient_weight(self, rate, t):
+        return rate * ops.sqrt(t)
 
-    def _gradient_weight(self, rate, steps):
-        return ops.multiply(rate, ops.sqrt(ops.cast(self._stage(steps), "float32")))
+    def now(self, position):
+        is_last = self._steps[position] > (self.restarts[-1] if self.restarts else 0)
+        return Stage(*super().now(position), is_last)
 
-    def step(self, weights, gradient, rate, index, slots, prox):
-        minimizer, slots = super().step(weights, gradient, rate, index, slots, prox)
-        steps = self._steps[index]
-        growing = ops.minimum(self.averaging * ops.sqrt(ops.cast(self._stage(steps), "float32")), 1.0)
-        in_last_stage = ops.greater(steps, self.restarts[-1] if self.restarts else 0)
-        c = ops.where(in_last_stage, growing, self.averaging)
+    def step(self, weights, gradient, rate, now, slots, prox):
+        slots = self.add_to_sums(weights, self.gradient_weight(rate, now.t) * gradient, now, slots)
+        u, threshold = self.prox_point(now, slots)
+        growing = ops.minimum(self.averaging * ops.sqrt(now.t), 1.0)
+        c = ops.where(now.is_last, growing, self.averaging)
         # Not w + c·(ŵ − w), which is not exactly ŵ at c = 1.
-        return ops.add(ops.multiply(ops.subtract(1.0, c), weights), ops.multiply(c, minimizer)), slots
+        return (1.0 - c) * weights + c * prox(u, threshold), slots
 
-    def sparse_weights(self, index):
-        """ŵ of the variable at `index`: it has zeros before the iterates have them."""
-        point = self.prox_point(index)
-        return super().sparse_weights(index) if point is None else self._prox(index)(*point)
+    def sparse_weights(self, trained):
+        """ŵ: it has zeros before the iterates have them."""
+        point = self.present_prox_point(trained)
+        return super().sparse_weights(trained) if point is None else self.prox(trained)(*point)
 
     def get_config(self):
-        config = super().get_config()
-        del config["center"], config["exponent"]
-        return {**config, "averaging": self.averaging, "restarts": list(self.restarts)}
+        return {**super().get_config(), "averaging": self.averaging, "restarts": list(self.restarts)}
 
 
 def _check_restarts(restarts):
     restarts = () if restarts is None else restarts
-    whole = isinstance(restarts, Sequence) and all(
-        isinstance(r, numbers.Integral) and not isinstance(r, bool) and r > 0 for r in restarts
-    )
+    whole = isinstance(restarts, Sequence) and all(map(is_positive_integer, restarts))
     if not whole or list(restarts) != sorted(set(restarts)):
         raise ValueError(
             f"RMDA: restarts must be increasing whole numbers of updates, for example (1000, 1500); received "

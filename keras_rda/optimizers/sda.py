@@ -29,7 +29,9 @@ class SDA(DualAveraging):
     def __init__(self, learning_rate: Rate = 1.0, exponent: float = 0.5, **kwargs: Any) -> None:
         super().__init__(learning_rate, None, "initial", exponent, **kwargs)
 
+    def step(self, weights, gradient, rate, now, slots, prox):
+        slots = self.add_to_sums(weights, rate * gradient, now, slots)
+        return slots["center"] - now.time**-self.exponent * slots["gradient_sum"], slots
+
     def get_config(self):
-        config = super().get_config()
-        del config["center"]
-        return config
+        return {**super().get_config(), "exponent": self.exponent}

@@ -35,6 +35,6 @@ class SqrtProxSGD(PenalizedOptimizer):
     def __init__(self, learning_rate: Rate = 1.0, penalty: Strength = 1e-6, **kwargs: Any) -> None:
         super().__init__(learning_rate, penalties.get(penalty), **kwargs)
 
-    def step(self, weights, gradient, rate, index, slots, prox):
-        root = ops.sqrt(self._float_steps(index))
-        return prox(ops.subtract(weights, ops.multiply(ops.divide(rate, root), gradient)), root), slots
+    def step(self, weights, gradient, rate, now, slots, prox):
+        root = ops.sqrt(now.t)
+        return prox(weights - rate / root * gradient, root), slots

@@ -1,21 +1,41 @@
-"""Optimizer state in files: what does not fit raises."""
+"""Optimizers in files: their configuration, and state of which what does not fit raises."""
 
 import zlib
 
+import keras
 import numpy as np
 from keras import ops
 
+from keras_rda.optimizers.exclusions import Exclusions
+
 
 class CheckedState:
-    """Mixin of a `keras.optimizers.Optimizer`: saves a checksum of the state's layout, and restores all or nothing.
+    """Mixin of a `keras.optimizers.Optimizer`: saves penalty and exclusions in its configuration, and a checksum of the
+    state's layout with its state, which it restores all or not at all.
 
-    Keras would warn and skip what does not fit. The optimizer sets `_unbuilt_size`, the number of its variables before
-    it is built, and in `build` `_slots`, a dict of name → slot for each trained variable.
+    Keras would warn and skip what does not fit. The optimizer has a `penalty`; it sets `_exclusions` and
+    `_unbuilt_size`, the number of its variables before it is built, and in `build` `trained`, a list of `Trained`.
     """
+
+    def get_config(self):
+        config = {**super().get_config(), "exclusions": self._exclusions.get_config(self.built)}
+        if self.penalty is not None:
+            config["penalty"] = keras.saving.serialize_keras_object(self.penalty)
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        exclusions = config.pop("exclusions", {})
+        if "penalty" in config:
+            config["penalty"] = keras.saving.deserialize_keras_object(config["penalty"], custom_objects=custom_objects)
+        optimizer = super().from_config(config, custom_objects=custom_objects)
+        optimizer._exclusions = Exclusions(cls.__name__, **exclusions)
+        return optimizer
 
     def _layout(self, built):
         """A checksum of what the state is made of, without the names of layers, which may change on loading."""
-        slots = [",".join(slots) for slots in self._slots] if built else []
+        slots = [",".join(trained.slots) for trained in self.trained] if built else []
         own = [variable.name for variable in self.variables[: self._unbuilt_size]]
         return zlib.crc32(";".join([type(self).__name__, *own, *slots]).encode())
 

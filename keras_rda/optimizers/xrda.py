@@ -1,12 +1,20 @@
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_rda import penalties
+from keras_rda.checks import check_number
 from keras_rda.optimizers.base import PenalizedOptimizer
 from keras_rda.penalties import Strength
 from keras_rda.types import Rate
+
+
+class Momentum(NamedTuple):
+    """The scalars of a variable's update: its number `t`, and the largest rate so far."""
+
+    t: Any
+    peak_rate: Any
 
 
 @keras.saving.register_keras_serializable(package="keras_rda")
@@ -66,25 +74,19 @@ class XRDA(PenalizedOptimizer):
         if not penalty.has_magnitude:
             raise TypeError(
                 f"XRDA reweights by the penalty's magnitude(w), which {type(penalty).__name__} does not define. Define "
-                "it (and let prox take a step of the shape of w), choose L1, L1L2 or GroupL1, or an optimizer that "
-                "needs prox alone: MRDA, RMDA, ProxSGD."
+                "it (and let prox take a step of the shape of w), choose L1, GroupL1 or another penalty that has it, "
+                "or an optimizer that needs prox alone, such as MRDA, RMDA or ProxSGD."
             )
         super().__init__(learning_rate, penalty, **kwargs)
-        if averaging is not None and not (penalties.is_float32(averaging) and 0 <= averaging <= 1):
-            raise ValueError(f"XRDA: averaging (a) must be a number from 0 to 1, or None; received {averaging!r}.")
-        if not (penalties.is_float32(reweighting) and reweighting >= 1):
-            raise ValueError(f"XRDA: reweighting (M) must be a finite number ≥ 1; received {reweighting!r}.")
-        if not (penalties.is_float32(time_scale) and time_scale > 0):
-            raise ValueError(f"XRDA: time_scale (τ) must be a finite number above 0; received {time_scale!r}.")
-        self.averaging = averaging if averaging is None else float(averaging)
-        self.reweighting = float(reweighting)
-        self.time_scale = float(time_scale)
-
-    def build(self, variables):
-        if self.built:
-            return
-        super().build(variables)
-        self._peak_rate = self.add_variable((), dtype="float32", name="peak_rate", aggregation="only_first_replica")
+        if averaging is not None:
+            averaging = check_number(
+                self, "averaging (a)", averaging, "a number from 0 to 1, or None", lambda a: 0 <= a <= 1
+            )
+        self.averaging = averaging
+        self.reweighting = check_number(self, "reweighting (M)", reweighting, "a finite number ≥ 1", lambda m: m >= 1)
+        self.time_scale = check_number(
+            self, "time_scale (τ)", time_scale, "a finite number above 0", lambda tau: tau > 0
+        )
 
     def add_slots(self, variable, penalized):
         names = ["velocity"]
@@ -96,52 +98,53 @@ class XRDA(PenalizedOptimizer):
                 names.append("threshold")
         return {name: self.add_slot(variable, name) for name in names}
 
-    def _advance(self, indices, grads, rate):
-        counts = super()._advance(indices, grads, rate)
-        self._peak_rate.assign(ops.maximum(ops.convert_to_tensor(self._peak_rate), rate))
-        return counts
+    def add_vectors(self, variables):
+        self._peak_rate = self.add_vector((), "peak_rate")
 
-    def step(self, weights, gradient, rate, index, slots, prox):
+    def advance(self, counts, rate):
+        self._peak_rate.assign(ops.maximum(ops.convert_to_tensor(self._peak_rate), rate))
+
+    def now(self, position):
+        return Momentum(*super().now(position), ops.convert_to_tensor(self._peak_rate))
+
+    def step(self, weights, gradient, rate, now, slots, prox):
         # 1 − q_t; near the end of a schedule the difference would lose its digits.
-        gain = ops.negative(ops.expm1(ops.negative(ops.divide(rate, self.time_scale))))
+        gain = -ops.expm1(-rate / self.time_scale)
 
         def moving_average(average, value):
-            return ops.add(average, ops.multiply(gain, ops.subtract(value, average)))
+            return average + gain * (value - average)
 
         slots = {**slots, "velocity": moving_average(slots["velocity"], gradient)}
         z = weights
         if "center" in slots:
-            a = self._average_share(rate)
-            so_far = ops.where(ops.less_equal(self._steps[index], 1), weights, slots["center"])
-            z = ops.add(ops.multiply(a, so_far), ops.multiply(ops.subtract(1.0, a), weights))
-        z = ops.subtract(z, ops.multiply(rate, slots["velocity"]))
+            a = self._average_share(rate, now.peak_rate)
+            so_far = ops.where(now.t == 1.0, weights, slots["center"])
+            z = a * so_far + (1.0 - a) * weights
+        z = z - rate * slots["velocity"]
         if "center" in slots:
             slots["center"] = z
-        if not self.penalizes(index):
+        if "magnitude" not in slots:  # no penalty
             return z, slots
-        slots["magnitude"] = moving_average(slots["magnitude"], self._penalties[index].magnitude(weights))
-        threshold = ops.multiply(rate, self._reweight(slots["magnitude"]))
+        slots["magnitude"] = moving_average(slots["magnitude"], prox.magnitude(weights))
+        threshold = rate * self._reweight(slots["magnitude"])
         if "threshold" in slots:
-            threshold = slots["threshold"] = ops.add(ops.multiply(a, slots["threshold"]), threshold)
+            threshold = slots["threshold"] = a * slots["threshold"] + threshold
         return prox(z, threshold), slots
 
-    def prox_point(self, index):
-        slots = self._slots[index]
-        started = "center" in slots and bool(ops.any(ops.greater(slots["threshold"], 0)))
-        return (ops.convert_to_tensor(slots["center"]), ops.convert_to_tensor(slots["threshold"])) if started else None
+    def prox_point(self, now, slots):
+        return (slots["center"], slots["threshold"]) if "threshold" in slots else None
 
-    def _average_share(self, rate):
+    def _average_share(self, rate, peak_rate):
         """`a_t`."""
         if self.averaging is not None:
             return self.averaging
-        peak = ops.convert_to_tensor(self._peak_rate)
-        return ops.subtract(1.0, ops.divide(rate, ops.where(ops.greater(peak, 0.0), peak, 1.0)))
+        return 1.0 - rate / ops.where(peak_rate > 0.0, peak_rate, 1.0)
 
     def _reweight(self, magnitude):
         """`b_t`; a kernel that is zero throughout has the largest threshold everywhere."""
         largest = ops.max(magnitude)
-        relative = ops.divide(magnitude, ops.where(ops.greater(largest, 0.0), largest, 1.0))
-        return ops.divide(self.reweighting, ops.add(1.0, ops.multiply(self.reweighting - 1.0, relative)))
+        relative = magnitude / ops.where(largest > 0.0, largest, 1.0)
+        return self.reweighting / (1.0 + (self.reweighting - 1.0) * relative)
 
     def get_config(self):
         config = {"averaging": self.averaging, "reweighting": self.reweighting, "time_scale": self.time_scale}
