@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 import keras_rda
 from keras_rda import metrics, output
@@ -179,7 +179,7 @@ def benchmark(files, seconds, as_json):
     """Time LiteRT FILES in turns: median and quartiles of one invocation."""
     with _working("Measuring") as progress:
         latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress)
-    table = Table("file")
+    table = Table(Column("file", overflow="fold"))
     for name in ("median, ms", "quartiles, ms", "relative", "rounds"):
         table.add_column(name, justify="right")
     for latency in latencies:
@@ -246,6 +246,6 @@ def _show(text, data, as_json):
         # JSON has no NaN.
         print(json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None), indent=2))
     elif isinstance(text, Table):
-        print(output.text(text, width=None if sys.stdout.isatty() else 140), end="")
+        print(output.text(text, width=None if sys.stdout.isatty() else output.WIDTH), end="")
     else:
         print(text)

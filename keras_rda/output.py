@@ -6,6 +6,7 @@ import unicodedata
 
 from rich.console import Console
 
+WIDTH = 100  # columns of a table where there is no terminal that has a width
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 

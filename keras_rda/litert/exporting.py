@@ -15,6 +15,7 @@ from keras_rda import _keras, compression, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
 from keras_rda.litert import convert, encode, feeds, flatbuffer, half, repair, signature, verification, weights, xnnpack
 from keras_rda.litert.latency import benchmark
+from keras_rda.litert.layer_names import keras_paths
 from keras_rda.litert.report import Candidate, ExportReport
 from keras_rda.types import Data, Path, Quantization
 
@@ -142,8 +143,8 @@ def export(
             sparsity=sparsity,
             tensors=tuple(file.tensors),
             latency=_latency(files, file),
-            kernels=xnnpack.sparse_kernels(file.path),
-            kernels_here=xnnpack.here() or "",
+            sparse_kernels=xnnpack.sparse_kernels(file.path),
+            not_faster_here=xnnpack.here() or "",
             emulated_ratio=ratio,
             lost=tuple(lost),
         )
@@ -172,7 +173,7 @@ def _candidates(model, quantize, samples, directory):
             if quantize == "float16" and half.is_suspect(graph):
                 kept = half.restore(graph, flatbuffer.read(convert.convert(source)))
                 dense = flatbuffer.pack(graph) if kept else dense
-            work = weights.multiply_adds(graph)
+            work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
         except Exception as error:
             if prefix:
                 files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
@@ -188,6 +189,7 @@ def _candidates(model, quantize, samples, directory):
             try:
                 sparse, tensors = encode.encode(graph, strategy)
                 tensors = weights.in_order(tensors, work)
+                tensors = [dataclasses.replace(tensor, keras_path=paths.get(tensor.name, "")) for tensor in tensors]
                 notes = repair.repair_tails(sparse)
                 if quantize:
                     verification.mark(sparse, quantize)

@@ -17,6 +17,7 @@ import platform
 import numpy as np
 
 from keras_rda.litert import flatbuffer
+from keras_rda.litert.layer_names import shortened
 
 # Roles of an operator: it brings a value into the cluster's layout, works in it, brings it back, or spoils the cluster.
 ENTRY, INSIDE, END, BROKEN = 1, 2, 4, 8
@@ -110,7 +111,7 @@ class Node:
         self.parameters = self.zeros = 0
 
     def __str__(self):
-        return f"{self.kind} '{self.name}'"
+        return f"{self.kind} '{shortened(self.name)}'"
 
 
 class Graph:
