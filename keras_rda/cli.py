@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Table
 
 import keras_rda
 from keras_rda import metrics, output
@@ -179,7 +179,7 @@ def benchmark(files, seconds, as_json):
     """Time LiteRT FILES in turns: median and quartiles of one invocation."""
     with _working("Measuring") as progress:
         latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress)
-    table = Table(Column("file", overflow="fold"))
+    table = output.table("file")
     for name in ("median, ms", "quartiles, ms", "relative", "rounds"):
         table.add_column(name, justify="right")
     for latency in latencies:

@@ -13,6 +13,7 @@ _MOVES = ((0, 0), (-1, 0), (-2, 0), (0, -1))
 # Cosine of a constant and its weight. Rounding to int8 leaves more than 0.99; equally shaped weights of other layers
 # are near 0, but for channels of very few entries.
 _ALIKE = 0.9
+_ENOUGH = 1 << 18  # entries to compare, about
 # Parts of the converter's names that say what is computed, not which layer does it.
 _OPERATION = re.compile(r"[A-Z].*|(convolution|depthwise|separable_conv2d|batchnorm|mul|add|sub|truediv)(_\d+)?")
 _WEIGHTED = re.compile(r"/(convolution|depthwise|separable_conv2d|MatMul|GatherV2)")
@@ -87,7 +88,8 @@ def _forms(array, shape):
 
 def _likeness(constant, weight):
     """How alike two arrays of the same size are, 0 to 1: whatever their channels are multiplied by, and as they are."""
-    weight = weight.reshape(constant.shape)
+    step = 1 + constant.size // _ENOUGH
+    constant, weight = constant[::step], weight.reshape(constant.shape)[::step]
     channels = max(_cosine(constant, weight, "ij,ij->i"), _cosine(constant, weight, "ij,ij->j"))
     return round(channels, 2), round(_cosine(constant, weight, "ij,ij->"), 3)
 

@@ -6,7 +6,7 @@ import itertools
 import jinja2
 
 # Width : height of the picture of the bytes on a wide screen.
-_ASPECT = 2.5
+_ASPECT = 2
 _KINDS = {
     "CONV_2D": "convolutions",
     "CONV_3D": "convolutions",
@@ -54,7 +54,7 @@ def size(number):
     """Bytes for people: `"1.34 MB"`."""
     for unit, name in ((1e6, "MB"), (1e3, "kB")):
         if number >= unit:
-            return f"{number / unit:.3g} {name}"
+            return f"{number / unit:#.3g}".rstrip(".") + f" {name}"
     return f"{number} bytes"
 
 

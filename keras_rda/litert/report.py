@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import pathlib
 
-from rich import box
-from rich.table import Column, Table
+from rich.table import Table
 
 from keras_rda import output
 from keras_rda.litert import page
@@ -198,8 +197,7 @@ def label(tensor):
 
 def tensor_table(tensors):
     """A `rich` table of how each tensor is stored."""
-    options = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
-    table = Table(Column("weight", overflow="fold"), "shape", "type", **options)
+    table = output.table("weight", "shape", "type")
     for name in ("σ", "bytes", "dense"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("stored")
