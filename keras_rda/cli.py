@@ -138,7 +138,7 @@ def benchmark(files, seconds, as_json):
     """Time LiteRT FILES in turns: median and quartiles of one invocation."""
     with _working("Measuring") as progress:
         latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress)
-    table = Table("file")
+    table = output.table("file")
     for name in ("median, ms", "quartiles, ms", "relative", "rounds"):
         table.add_column(name, justify="right")
     for latency in latencies:
@@ -205,6 +205,6 @@ def _show(text, data, as_json):
         # JSON has no NaN.
         print(json.dumps(json.loads(json.dumps(data), parse_constant=lambda _: None), indent=2))
     elif isinstance(text, Table):
-        print(output.text(text, width=None if sys.stdout.isatty() else 140), end="")
+        print(output.text(text, width=None if sys.stdout.isatty() else output.WIDTH), end="")
     else:
         print(text)

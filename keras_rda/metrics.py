@@ -5,7 +5,6 @@ import warnings
 
 import keras
 import numpy as np
-from rich.table import Table
 
 from keras_rda import _keras, output
 from keras_rda.kernels import is_kernel
@@ -53,7 +52,7 @@ class SparsitySummary:
         return sum(row.zeros for row in rows) / size
 
     def __str__(self):
-        table = Table("variable")
+        table = output.table("variable")
         for name in ("shape", "penalised"):
             table.add_column(name, no_wrap=True)
         for name in ("zeros", "σ", "bytes"):
@@ -67,7 +66,7 @@ class SparsitySummary:
         table.add_section()
         zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
         table.add_row("all", "", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
-        return output.text(table, width=100)
+        return output.text(table, width=output.WIDTH)
 
 
 def summary(model: keras.Model) -> SparsitySummary:

@@ -6,11 +6,20 @@ import pathlib
 import re
 import unicodedata
 
+from rich import box
 from rich.console import Console
 from rich.measure import Measurement
+from rich.table import Column, Table
 from rich.text import Text
 
+WIDTH = 100  # columns of text where there is no terminal that has a width
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def table(name, *columns):
+    """A `rich` table without frames, so that long names have room: of rows that are named by the first column."""
+    options = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True}
+    return Table(Column(name, overflow="fold"), *columns, **options)
 
 
 def text(*parts, width):

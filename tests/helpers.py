@@ -203,3 +203,35 @@ def in_child(function, *arguments, marker=None, kill_after=None):
             break
         time.sleep(0.005)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def sparsify(model, share=0.9, seed=0, alive=True):
+    """Put zeros into so many of the kernels' entries; return the model."""
+    random = np.random.default_rng(seed)
+    for layer in model.layers:
+        for variable in layer.trainable_variables:
+            if len(variable.shape) > 1:
+                keep = random.random(variable.shape) > share
+                outputs = np.arange(variable.shape[-1])
+                rows = keep.reshape(-1, len(outputs))
+                if alive:  # no dead filter and no channel that nobody reads: those would be removed
+                    rows[outputs % len(rows), outputs] = True
+                    rows[np.arange(len(rows)), np.arange(len(rows)) % len(outputs)] = True
+                variable.assign(keras.ops.convert_to_numpy(variable) * keep)
+    return model
+
+
+def wide_network():
+    """Convolutions, a folded normalisation and a dense layer: wide enough that sparse encoding pays."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((8, 8, 3)),
+            layers.Conv2D(32, 3, padding="same"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.Conv2D(64, 3),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(10),
+        ]
+    )

@@ -1,15 +1,13 @@
 """LiteRT files: right, small, and nothing broken left behind."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, small_network
+from helpers import BACKEND, small_network, sparsify, wide_network
 
 import keras_rda
 from keras_rda.litert import aarch64, convert, encode, verification
@@ -19,36 +17,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
     pytest.mark.usefixtures("runs_on_aarch64"),
 ]
-
-
-def sparsify(model, share=0.9, seed=0, alive=True):
-    random = np.random.default_rng(seed)
-    for layer in model.layers:
-        for variable in layer.trainable_variables:
-            if len(variable.shape) > 1:
-                keep = random.random(variable.shape) > share
-                outputs = np.arange(variable.shape[-1])
-                rows = keep.reshape(-1, len(outputs))
-                if alive:  # no dead filter and no channel that nobody reads: those would be removed
-                    rows[outputs % len(rows), outputs] = True
-                    rows[np.arange(len(rows)), np.arange(len(rows)) % len(outputs)] = True
-                variable.assign(keras.ops.convert_to_numpy(variable) * keep)
-    return model
-
-
-def wide_network():
-    layers = keras.layers
-    return keras.Sequential(
-        [
-            layers.Input((8, 8, 3)),
-            layers.Conv2D(32, 3, padding="same"),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.Conv2D(64, 3),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(10),
-        ]
-    )
 
 
 @tensorflow_only
@@ -257,53 +225,6 @@ def test_representative_data_of_several_inputs_and_datasets(tmp_path):
     )
     assert first.bytes == second.bytes
     assert first.max_difference == second.max_difference > 0
-
-
-@tensorflow_only
-def test_report_as_table_dictionary_and_page(tmp_path):
-    model = sparsify(wide_network())
-    report = keras_rda.export(model, tmp_path / "<b>model.tflite")
-    plain = json.loads(json.dumps(report.to_dict()))
-    assert plain["chosen"] == "sparse"
-    assert plain["weight_bytes"] == sum(tensor["bytes"] for tensor in plain["tensors"]) >= plain["floor_bytes"] > 0
-    assert plain["multiply_adds"] == 64 * 3 * 9 * 32 + 36 * 32 * 9 * 64 + 64 * 10
-    assert plain["gzip_bytes"] < plain["dense_gzip_bytes"]
-    text = str(report)
-    for part in ("information-theoretic floor", "latency, sparse", "zeros faster, Arm", "no: ", "not tried: larger"):
-        assert part in text
-    report.to_html(tmp_path / "report.html")
-    page = (tmp_path / "report.html").read_text()
-    assert "<b>model" not in page
-    assert "&lt;b&gt;model.tflite" in page
-    assert page.count('class="bar zeros"') == page.count('class="bar bytes"') == len(report.tensors) == 3
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@tensorflow_only
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
-def test_page_in_a_browser(tmp_path):
-    report = keras_rda.export(sparsify(wide_network()), tmp_path / "model.tflite")
-    report.to_html(tmp_path / "report.html")
-    # A script that is not part of the page measures what the browser laid out.
-    probe = """<script>document.title = JSON.stringify({
-      widths: [...document.querySelectorAll('#tensors .zeros > div')].map(
-        bar => bar.offsetWidth / bar.parentNode.offsetWidth),
-      overflow: document.documentElement.scrollWidth > document.documentElement.clientWidth,
-      requests: performance.getEntriesByType('resource').length})</script>"""
-    page = (tmp_path / "report.html").read_text()
-    (tmp_path / "probed.html").write_text(page.replace("</body>", probe + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", "--dump-dom"]
-    result = subprocess.run(
-        [*command, f"file://{tmp_path / 'probed.html'}"], capture_output=True, text=True, timeout=120
-    )
-    title = result.stdout.split("<title>")[1].split("</title>")[0]
-    measured = json.loads(title)
-    np.testing.assert_allclose(measured["widths"], [tensor.zeros for tensor in report.tensors], atol=0.02)
-    assert not measured["overflow"]
-    assert measured["requests"] == 0  # one file, self-contained
 
 
 FULL_DISK = """

@@ -276,7 +276,7 @@ def test_export_repairs_tails_and_says_so(tmp_path):
         report = keras_rda.export(network(TAILS[name][0]), tmp_path / "model.tflite")
         assert "sparse" in report.chosen.name
         assert any("a RESHAPE restores the dimensions" in note for note in report.chosen.notes)
-        assert report.kernels.eligible
+        assert report.sparse_kernels.eligible
         assert "note" in str(report)
 
 

@@ -7,6 +7,7 @@ import warnings
 
 from keras_rda import compression
 from keras_rda.litert import convert, encode, flatbuffer, half, metadata, repair, weights, xnnpack
+from keras_rda.litert.layer_names import keras_paths
 from keras_rda.litert.report import Candidate
 from keras_rda.litert.verification import failed
 from keras_rda.output import one_line
@@ -25,14 +26,14 @@ class File:
         path: Where it is; None if it could not be made.
         model: Its `ModelT`.
         tensors: How each weight tensor is stored.
-        kernels: The `SparseKernels` of a sparse file.
+        sparse_kernels: The `SparseKernels` of a sparse file.
     """
 
     candidate: Candidate
     path: pathlib.Path | None = None
     model: object = None
     tensors: list = dataclasses.field(default_factory=list)
-    kernels: xnnpack.SparseKernels | None = None
+    sparse_kernels: xnnpack.SparseKernels | None = None
 
 
 def make(model, quantize, samples, directory):
@@ -46,7 +47,7 @@ def make(model, quantize, samples, directory):
             continue
         try:
             dense, graph, notes = _converted(source, quantize, samples)
-            work = weights.multiply_adds(graph)
+            work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
         except Exception as error:
             if prefix:
                 files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
@@ -62,6 +63,7 @@ def make(model, quantize, samples, directory):
             try:
                 sparse, tensors = encode.encode(graph, strategy)
                 tensors = weights.in_order(tensors, work)
+                tensors = [dataclasses.replace(tensor, keras_path=paths.get(tensor.name, "")) for tensor in tensors]
                 if all(tensor.encoding == "dense" for tensor in tensors):
                     continue
                 kernels, repairs = _repaired(sparse)

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from keras_rda.litert.graph import UNPACKING, schema
+from keras_rda.litert.layer_names import shortened
 
 FLOATS = {"FLOAT32", "FLOAT16"}
 # fmt: off
@@ -65,7 +66,7 @@ class Node:
         self.parameters = self.zeros = 0
 
     def __str__(self):
-        return f"{self.kind} '{self.name}'"
+        return f"{self.kind} '{shortened(self.name)}'"
 
     @property
     def strides(self):

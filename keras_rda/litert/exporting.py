@@ -108,8 +108,8 @@ def export(
             sparsity=sparsity,
             tensors=tuple(file.tensors),
             latency=_latency(files, file),
-            kernels=file.kernels or xnnpack.analyze(file.model)[0],
-            kernels_here=xnnpack.here() or "",
+            sparse_kernels=file.sparse_kernels or xnnpack.analyze(file.model)[0],
+            not_faster_here=xnnpack.here() or "",
             emulated_ratio=ratio,
             lost=tuple(lost),
         )

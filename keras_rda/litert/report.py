@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 
-from rich.table import Column, Table
+from rich.table import Table
 
 from keras_rda import output
 from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
+from keras_rda.litert.layer_names import label
 from keras_rda.litert.verification import Check, worst
 from keras_rda.litert.xnnpack import SparseKernels
 
@@ -55,8 +56,8 @@ class ExportReport:
         tensors: How each weight tensor is stored.
         latency: Of the dense file, the sparse one and, where channels were removed, the compressed one, on this
             machine, in turns.
-        kernels: Whether the zeros run faster where XNNPACK has sparse kernels, and why not.
-        kernels_here: Why they do not run faster on this machine; `""` if they may.
+        sparse_kernels: Whether the zeros run faster where XNNPACK has sparse kernels, and why not.
+        not_faster_here: Why they do not run faster on this machine; `""` if they may.
         emulated_ratio: Time of the dense file : time of this file on AArch64; None if that was not asked for. The times
             follow the work done; they are emulated, not a phone's, unless this is an Arm machine.
         lost: Outputs of a quantised file that differ from Keras by as much as they vary.
@@ -73,8 +74,8 @@ class ExportReport:
     sparsity: float
     tensors: tuple[TensorEncoding, ...]
     latency: tuple[Latency, ...]
-    kernels: SparseKernels
-    kernels_here: str
+    sparse_kernels: SparseKernels
+    not_faster_here: str
     emulated_ratio: float | None = None
     lost: tuple[str, ...] = ()
 
@@ -86,6 +87,13 @@ class ExportReport:
     def weight_bytes(self):
         """What the weight tensors take in the file."""
         return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def headline(self):
+        """In a few words: whether it is right, and how much smaller than with dense weights."""
+        right = "Not verified" if not self.chosen.passed else "Right but for rounding" if self.lost else "Right"
+        times = self.dense_bytes / self.bytes
+        return f"{right}, {times:.1f} times smaller" if times >= 1.05 else f"{right}, as large as dense"
 
     @functools.cached_property
     def _worst(self):
@@ -117,29 +125,22 @@ class ExportReport:
         return result
 
     def to_html(self, path):
-        """Write the report as one page that needs no other file, with bars of σ, bytes and multiply-adds.
+        """Write the report as one page that needs no other file: a picture of the bytes, bars layer by layer.
 
         Raises:
             FileNotFoundError: the directory of `path` does not exist.
         """
-        import jinja2
+        from keras_rda.litert import page  # and Jinja, which nothing else needs
 
-        environment = jinja2.Environment(
-            loader=jinja2.PackageLoader("keras_rda.litert", "."),
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        page = environment.get_template("report.html").render(report=self)
         with output.replacing(path) as unfinished:
-            unfinished.write_text(page, encoding="utf-8")
+            unfinished.write_text(page.render(self), encoding="utf-8")
 
     def __str__(self):
-        return output.text(self._summary(), tensor_table(self.tensors), width=140)
+        return output.text(self._summary(), tensor_table(self.tensors), width=output.WIDTH)
 
     def _summary(self):
         table = Table("LiteRT file", self.path)
+        table.add_row("result", self.headline)
         table.add_row("written", f"{self.chosen.name}, {self.quantize or 'float32'}")
         table.add_row(
             "bytes", f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})"
@@ -173,31 +174,31 @@ class ExportReport:
 
     def speed(self, everything=False):
         """Whether zeros run faster: pairs (where, what), in words; with `everything`, all reasons."""
-        here = self.kernels_here or "XNNPACK's sparse kernels exist here"
-        reasons = self.kernels.reasons
-        if self.kernels.eligible:
-            elsewhere = f"yes, {len(self.kernels.operators)} convolutions run sparse"
+        here = self.not_faster_here or "XNNPACK's sparse kernels exist here"
+        reasons = self.sparse_kernels.reasons
+        if self.sparse_kernels.eligible:
+            elsewhere = f"yes, {len(self.sparse_kernels.operators)} convolutions run sparse"
         elif everything or len(reasons) == 1:
             elsewhere = f"no: {' '.join(reasons)}"
         else:
-            elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.kernels.reasons)"
+            elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.sparse_kernels.reasons)"
         return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere)]
 
 
 def tensor_table(tensors):
     """A `rich` table of how each tensor is stored."""
-    table = Table(Column("tensor, as the file names it", overflow="fold"), "operator", "type", "shape")
-    for name in ("σ", "bytes", "dense", "floor"):
-        table.add_column(name, justify="right")
-    table.add_column("encoding")
+    table = output.table("weight", "shape", "type")
+    for name in ("σ", "bytes", "dense"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("stored")
     for tensor in tensors:
         if not tensor.dense_bytes:
             continue  # it shares the bytes of another
-        numbers = (f"{value:,}" for value in (tensor.bytes, tensor.dense_bytes, tensor.floor_bytes))
-        encoding = tensor.encoding + (f": {tensor.reason}" if tensor.reason else "")
-        shape = " × ".join(map(str, tensor.shape))
-        table.add_row(tensor.name, tensor.operator, tensor.dtype, shape, f"{tensor.zeros:.4f}", *numbers, encoding)
+        numbers = (f"{value:,}" for value in (tensor.bytes, tensor.dense_bytes))
+        stored = tensor.encoding.removeprefix("sparse, ") + (f": {tensor.reason}" if tensor.reason else "")
+        shape = "×".join(map(str, tensor.shape))
+        table.add_row(output.Name(label(tensor)), shape, tensor.dtype, f"{tensor.zeros:.4f}", *numbers, stored)
     table.add_section()
-    totals = (f"{sum(getattr(t, name) for t in tensors):,}" for name in ("bytes", "dense_bytes", "floor_bytes"))
-    table.add_row("all", "", "", "", "", *totals, "")
+    totals = (f"{sum(getattr(t, name) for t in tensors):,}" for name in ("bytes", "dense_bytes"))
+    table.add_row("all", "", "", "", *totals, "")
     return table

@@ -29,6 +29,7 @@ class TensorEncoding:
             where they are (n entries; H: binary entropy in bits).
         reason: Why it stayed dense although zeros could have been saved; ``""`` if dense is the smallest.
         multiply_adds: Multiplications of its entries in one invocation, dense.
+        keras_path: Path of the Keras weight that it holds, such as `"conv2d_1/kernel"`; `""` where that is not known.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TensorEncoding:
     floor_bytes: int
     reason: str = ""
     multiply_adds: int = 0
+    keras_path: str = ""
 
 
 def stored(model):
