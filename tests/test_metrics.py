@@ -52,11 +52,11 @@ def test_summary_fits_a_terminal_and_breaks_no_word():
         for number in range(3)
     ]
     text = str(keras_rda.summary(keras.Sequential([keras.Input((9, 9, 512)), *layers])))
-    assert {len(line) for line in text.splitlines() if line} == {100}
-    cells = [line.split("│")[1].strip() for line in text.splitlines() if line.startswith("│")]
+    assert max(map(len, text.splitlines())) <= 100
+    cells = [line.split("  ")[0].strip() for line in text.splitlines()[2:-2]]
     paths = [f"{layer.name}/{name}" for layer in layers for name in ("kernel", "bias")]
-    assert [path.split("/", 1)[1] for path in "".join(cells[:-1]).split("sequential")[1:]] == paths
-    assert all(cell.endswith(("_", "/", "kernel", "bias")) for cell in cells[:-1])
+    assert [path.split("/", 1)[1] for path in "".join(cells).split("sequential")[1:]] == paths
+    assert all(cell.endswith(("_", "/", "kernel", "bias")) for cell in cells)
 
 
 def test_summary_counts_bytes_of_the_dtype():
