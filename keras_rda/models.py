@@ -70,7 +70,15 @@ def VGG16(input_shape: Shape = (32, 32, 3), classes: int = 10, width: int = 64) 
 
 
 def VGG19(input_shape: Shape = (32, 32, 3), classes: int = 10, width: int = 64) -> keras.Model:
-    """The VGG19 of CIFAR experiments: 16 convolutions, 20.0 M parameters; otherwise as `VGG16`.
+    """The VGG19 of CIFAR experiments: 16 convolutions with batch normalisation, one dense layer; 20.0 M parameters.
+
+    Args:
+        input_shape: `(height, width, channels)` of the images, at least 32 high and wide: five poolings halve them.
+        classes: Number of classes.
+        width: Filters of the first stage; later stages have 2, 4, 8 and 8 times as many.
+
+    Returns:
+        A `keras.Model` from images to logits (batch, classes), without softmax.
 
     Reference: Simonyan and Zisserman, 2015, configuration E; section 4 of the paper.
     """
@@ -132,7 +140,15 @@ def MobileNetV1(input_shape: Shape = (224, 224, 3), alpha: float = 1.0, classes:
 
 
 def MobileNetV2(input_shape: Shape = (224, 224, 3), alpha: float = 1.0, classes: int = 1000) -> keras.Model:
-    """MobileNet, version 2, padded so that XNNPACK's sparse kernels run it; otherwise as `MobileNetV1`.
+    """MobileNet, version 2, padded so that XNNPACK's sparse kernels run it, as `MobileNetV1` is.
+
+    Args:
+        input_shape: `(height, width, channels)` of the images; the sparse kernels need 3 channels.
+        alpha: Factor of the numbers of channels.
+        classes: Number of classes.
+
+    Returns:
+        A `keras.Model` from images to logits (batch, classes), without softmax.
 
     Reference: Sandler et al., 2018.
     """
