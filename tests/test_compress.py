@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_rda
-from keras_rda.compression import rules
+from keras_rda.compression import activations, rules
 
 layers = keras.layers
 
@@ -928,6 +928,16 @@ def test_activations_of_all_kinds(name, tmp_path):
         variable.assign(variable + 1)
     for variable, value in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
+
+
+def test_an_activation_is_tried_once_and_keras_own_never(monkeypatch):
+    tried, seems_elementwise = [], activations._seems_elementwise
+    monkeypatch.setattr(
+        activations, "_seems_elementwise", lambda own, rank: tried.append((own, rank)) or seems_elementwise(own, rank)
+    )
+    own = [layers.Dense(16, activation=cubed) for _ in range(3)]
+    keras_rda.compress(dead_half(*own, layers.Dense(16, activation=layers.LeakyReLU(0.1)), layers.Activation(cubed)))
+    assert tried == [(cubed, 2)]
 
 
 def test_an_input_that_is_passed_through():
