@@ -164,9 +164,9 @@ def lost(reference, path):
         channels = ours.shape[-1] if ours.ndim > 1 else 1
         ours, theirs = ours.reshape(-1, channels), np.asarray(received, "float64").reshape(-1, channels)
         variance = ours.var(axis=0)
-        lost = (variance > 0) & (((theirs - ours) ** 2).mean(axis=0) >= variance)
-        if lost.any() and len(ours) >= 8:  # the variance of fewer says little
-            found.append((name, int(lost.sum()), channels))
+        is_lost = (variance > 0) & (((theirs - ours) ** 2).mean(axis=0) >= variance)
+        if is_lost.any() and len(ours) >= 8:  # the variance of fewer says little
+            found.append((name, int(is_lost.sum()), channels))
     return found
 
 
