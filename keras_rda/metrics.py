@@ -56,7 +56,7 @@ class SparsitySummary:
         for name in ("zeros", "σ", "bytes"):
             table.add_column(name, justify="right")
         for row in self.rows:
-            shape = " × ".join(map(str, row.shape)) or "scalar"
+            shape = "×".join(map(str, row.shape)) or "scalar"
             penalised = {True: "yes", False: "no", None: "by default" if row.kernel else "no"}[row.penalised]
             table.add_row(row.path, shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}")
         table.add_section()
