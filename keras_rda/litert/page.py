@@ -5,6 +5,8 @@ import itertools
 
 import jinja2
 
+from keras_rda.litert.layer_names import label
+
 # Width : height of the picture of the bytes on a wide screen.
 _ASPECT = 2
 _KINDS = {
@@ -33,8 +35,6 @@ class Tile:
 
 def render(report):
     """The page of an `ExportReport`, as text."""
-    from keras_rda.litert.report import label
-
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("keras_rda.litert", "."),
         autoescape=True,

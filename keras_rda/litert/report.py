@@ -10,7 +10,7 @@ from keras_rda import output
 from keras_rda.litert import page
 from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
-from keras_rda.litert.layer_names import shortened
+from keras_rda.litert.layer_names import label
 from keras_rda.litert.verification import Check, worst
 from keras_rda.litert.xnnpack import SparseKernels
 
@@ -188,11 +188,6 @@ class ExportReport:
         else:
             elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.sparse_kernels.reasons)"
         return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere)]
-
-
-def label(tensor):
-    """The name under which a `TensorEncoding` is shown: Keras', or what of the file's tells the layer."""
-    return tensor.keras_path or shortened(tensor.name)
 
 
 def tensor_table(tensors):
