@@ -66,11 +66,6 @@ def shortened(name):
     return "/".join(parts[1:] or parts) or name
 
 
-def label(tensor):
-    """The name under which a `TensorEncoding` is shown: Keras', or what of the file's tells the layer."""
-    return tensor.keras_path or shortened(tensor.name)
-
-
 def _constants(content):
     """Names and values, as far as a factor, of the constants of rank ≥ 2, in the order in which the file has them."""
     for graph in graphs(content):
