@@ -139,7 +139,7 @@ class ExportReport:
         return output.text(self._summary(), tensor_table(self.tensors), width=output.WIDTH)
 
     def _summary(self):
-        table = Table("LiteRT file", self.path)
+        table = Table("LiteRT file", pathlib.Path(self.path).name)
         table.add_row("result", self.headline)
         table.add_row("written", f"{self.chosen.name}, {self.quantize or 'float32'}")
         table.add_row(
