@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 
 from rich.table import Table
 
