@@ -7,10 +7,10 @@ import pathlib
 from rich.table import Table
 
 from keras_rda import output
-from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
 from keras_rda.litert.layer_names import label
 from keras_rda.litert.verification import Check, worst
+from keras_rda.litert.weights import TensorEncoding
 from keras_rda.litert.xnnpack import SparseKernels
 
 

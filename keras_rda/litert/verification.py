@@ -16,7 +16,7 @@ from keras_rda.types import Data, Machine, Path
 # Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
 # of their size. A wrong file is off by far more (the defects seen start at 1e-2).
 _RELATIVE = 1e-4
-# Of a quantised file, relative to the largest magnitude of an output: beyond it, it is no rounding any more.
+# What quantised files may differ by, relative to the largest magnitude of an output: more is no rounding any more.
 _QUANTIZED = {"float16": 0.1, "dynamic": 0.25, "int8": 0.25}
 # A file with its zeros encoded may not be much worse than the dense one.
 _ROUNDING_FACTOR = 1.5
