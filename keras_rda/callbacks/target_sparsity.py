@@ -27,6 +27,8 @@ class _Judge(keras.callbacks.Callback):
 class TargetSparsity(keras.callbacks.Callback):
     """Steers λ so that training ends at a wanted σ, on every optimizer of this package that has a penalty.
 
+    Add it to the callbacks of `fit`, and λ is found while the network trains. How:
+
     σ should be `σ_0 + (target − σ_0)·(1 − (1 − u)³)`, with σ_0 as it is when training begins and u going from 0 to 1
     between the shares `begin` and `end` of training, and stay at the target from there. Until `begin`, the warm-up, λ
     stays as given. Every `interval` updates λ is set anew: for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights
@@ -64,7 +66,7 @@ class TargetSparsity(keras.callbacks.Callback):
 
     Example:
 
-    >>> rate = keras.optimizers.schedules.CosineDecay(1.0, 20 * len(x) // 32)
+    >>> rate = keras.optimizers.schedules.CosineDecay(1.0, 20 * math.ceil(len(x) / 32))
     >>> model.compile(keras_rda.XRDA(rate), loss="mse")
     >>> history = model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0)
     >>> round(keras_rda.sparsity(model, kernels_only=True), 2)
