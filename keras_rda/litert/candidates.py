@@ -66,7 +66,7 @@ def make(model, quantize, samples, directory):
                 tensors = [dataclasses.replace(tensor, keras_path=paths.get(tensor.name, "")) for tensor in tensors]
                 if all(tensor.encoding == "dense" for tensor in tensors):
                     continue
-                kernels, repairs = _repaired(sparse)
+                kernels, repairs = repair.repair_tails(sparse)
                 if quantize:
                     metadata.mark(sparse, quantize)
                 content = flatbuffer.pack(sparse)
@@ -89,15 +89,6 @@ def _converted(model, quantize, samples):
         notes = half.restore(graph, flatbuffer.read(convert.convert(model)))
         content = flatbuffer.pack(graph) if notes else content
     return content, graph, notes
-
-
-def _repaired(model):
-    """Mend what XNNPACK's sparse kernels get wrong; return what they make of the `ModelT` now, and notes."""
-    kernels, _ = xnnpack.analyze(model)
-    if not kernels.faults:
-        return kernels, []
-    notes = repair.repair_tails(model)
-    return xnnpack.analyze(model)[0], notes
 
 
 def _failed(name, what, error):

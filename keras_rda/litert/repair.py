@@ -19,13 +19,16 @@ def repair_tails(model):
         model: A `ModelT` (`flatbuffer.read`) with its zeros stored sparse.
 
     Returns:
-        A list of notes, one for each change; empty if nothing was wrong.
+        What the kernels make of it now, `SparseKernels`, and a list of notes, one for each change.
 
     Raises:
         ValueError: the graph cannot be read.
     """
     notes = []
-    while (clusters := xnnpack.analyze(model)[1]).faults:
+    while True:
+        kernels, clusters = xnnpack.analyze(model)
+        if not clusters.faults:
+            return kernels, notes
         delegation = clusters.delegation
         reductions = {node: None for fault in clusters.faults for node in _reductions(delegation, fault)}
         for node in reductions:
@@ -38,7 +41,6 @@ def repair_tails(model):
             entry = next(node for node in clusters.nodes if node.leader is fault.leader and node.role & Role.ENTRY)
             _reshape(clusters.graph, entry, clusters.graph.shape(entry.output))
             notes.append(f"{fault}: {clusters.faults[fault]}; runs dense, by a RESHAPE after {entry}.")
-    return notes
 
 
 def _reductions(delegation, node):
