@@ -8,12 +8,13 @@ Every method has the same network, order of the data, augmentation, epochs and s
 file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
 `fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero
 in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again. Their lines have the top-1 of
-that very dense model too. `bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32.
+that very dense model too. `gmp`, `rigl` and `acdc` train with masks (opponents.py); their lines have their settings. `bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32.
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -37,16 +38,18 @@ CHOOSING_END = 0.9  # when σ reaches the target then
 CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
 
 
-def sgd(task, steps, factor=1.0):
+def sgd(task, steps, factor=1.0, kind=None):
+    """SGD with momentum and a cosine rate, or another `kind` of it."""
     import keras
 
     rate = keras.optimizers.schedules.CosineDecay(factor * task.learning_rate, steps)
-    return keras.optimizers.SGD(rate, momentum=data.MOMENTUM, weight_decay=task.decoupled_weight_decay)
+    return (kind or keras.optimizers.SGD)(rate, momentum=data.MOMENTUM, weight_decay=task.decoupled_weight_decay)
 
 
 def optimizer_for(method, task, steps, model):
     """The optimizer of a method that is one `fit`; `fine_tuning` and `channels` start from trained weights."""
     import keras
+    import opponents
 
     import keras_rda
 
@@ -58,6 +61,9 @@ def optimizer_for(method, task, steps, model):
 
     makers = {
         "dense": lambda: sgd(task, steps),
+        "gmp": lambda: sgd(task, steps, kind=opponents.MaskedSGD),
+        "rigl": lambda: sgd(task, steps, kind=functools.partial(opponents.MaskedSGD, keeps_gradients=True)),
+        "acdc": lambda: sgd(task, steps, kind=opponents.MaskedSGD),
         "recipe": lambda: recipe(task.recipe.learning_rate, weight_decay=task.recipe.weight_decay),
         "fine_tuning": lambda: recipe(0.5),
         "channels": lambda: recipe(0.3, keras_rda.GroupL1(1e-6, layout=model)),
@@ -87,6 +93,7 @@ def train(cell):
     data.limit_threads(cell.threads)
     import keras
     import numpy as np
+    import opponents
 
     import keras_rda
 
@@ -130,8 +137,13 @@ def train(cell):
             if cell.method == "fine_tuning":
                 epochs = max(1, round(CHOOSING * tuning))
         optimizer = optimizer_for(cell.method, task, len(batches) * epochs, model)
-        targets = [] if cell.method in data.DENSE else [keras_rda.TargetSparsity(cell.sparsity, end=end)]
-        history = fit(model, optimizer, epochs, callbacks=targets)
+        if cell.method in opponents.OPPONENTS:
+            callbacks = [opponents.OPPONENTS[cell.method](cell.sparsity)]
+        else:
+            callbacks = [] if cell.method in data.DENSE else [keras_rda.TargetSparsity(cell.sparsity, end=end)]
+        history = fit(model, optimizer, epochs, callbacks=callbacks)
+        if cell.method in opponents.OPPONENTS:
+            also["settings"] = callbacks[0].settings
         if cell.method == "fine_tuning":
             keras_rda.freeze_zeros(model)
             history = fit(model, sgd(task, len(batches) * (tuning - epochs)), tuning - epochs)

@@ -11,7 +11,7 @@ import keras_rda.datasets
 
 KEY = ("task", "method", "sparsity", "seed", "epochs")
 METHODS = (
-    *("dense", "recipe", "tfmot", "l1_threshold", "fine_tuning", "channels"),
+    *("dense", "recipe", "tfmot", "gmp", "rigl", "acdc", "l1_threshold", "fine_tuning", "channels"),
     *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
 )
 DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
