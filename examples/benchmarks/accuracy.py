@@ -8,7 +8,8 @@ Every method has the same network, order of the data, augmentation, epochs and s
 file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
 `fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero
 in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again. Their lines have the top-1 of
-that very dense model too. `gmp`, `rigl` and `acdc` train with masks (opponents.py); their lines have their settings. `bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32.
+that very dense model too. `gmp`, `rigl` and `acdc` train with masks (opponents.py); their lines have their settings.
+`bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32.
 """
 
 import argparse

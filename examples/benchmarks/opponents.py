@@ -83,16 +83,16 @@ class MaskedSGD(keras.optimizers.SGD):
     def release(self):
         """Let all weights move again, from no momentum."""
         for own in self.masked:
-            own.mask.assign(ops.ones_like(own.mask))
+            own.mask.assign(ops.ones(own.mask.shape))
         for momentum in self.momentums:
-            momentum.assign(ops.zeros_like(momentum))
+            momentum.assign(ops.zeros(momentum.shape))
 
 
 def largest(scores, number):
     """A mask in the shape of `scores` that is one at so many of the largest, and zero elsewhere."""
-    _, places = ops.top_k(ops.reshape(scores, (-1,)), number, sorted=False)
-    ones = ops.ones((number,), scores.dtype)
-    return ops.reshape(ops.scatter(places[:, None], ones, (math.prod(scores.shape),)), scores.shape)
+    # By ranks: JAX would compile `top_k` anew for each number, and a limit would keep too many of equal scores.
+    ranks = ops.argsort(ops.argsort(-ops.reshape(scores, (-1,))))
+    return ops.reshape(ops.cast(ranks < number, scores.dtype), scores.shape)
 
 
 class Opponent(keras.callbacks.Callback):
@@ -228,7 +228,7 @@ class AlternatingCompression(Opponent):
         if self.last < self.warm_up:
             raise ValueError(
                 f"{type(self).__name__} needs an epoch of dense training and one of sparse, so at least 2; received "
-                f"{epochs}. Train for more epochs."
+                f"{epochs} epochs. Train for more."
             )
         self.settings = {"warm_up": self.warm_up, "phase": self.phase, "last_phase": epochs - self.last}
 
