@@ -2,7 +2,8 @@
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart. There
 are fewer of them than methods, so relatives share one: what starts from a dense model has the recipe's, and variants of
-an optimizer that optimizer's. In a picture of one method alone they tell its runs apart.
+an optimizer that optimizer's. Methods with masks share theirs with optimizers that are not drawn as lines. In a picture
+of one method alone they tell its runs apart.
 """
 
 import statistics
