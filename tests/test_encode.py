@@ -7,7 +7,7 @@ from helpers import BACKEND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_rda.litert import encode, flatbuffer
+from keras_rda.litert import encode, flatbuffer, sparse_format
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 pytestmark = pytest.mark.filterwarnings(  # of TensorFlow's converter
@@ -115,7 +115,7 @@ def test_runtime_decodes_every_order_and_combination_of_levels(array, data):
     compressed = tuple(data.draw(st.lists(st.booleans(), min_size=array.ndim, max_size=array.ndim)))
     compressed = compressed if any(compressed) else (*compressed[1:], True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encode, "_smallest", lambda array: (-(10**6), order, compressed))  # whatever it costs
+        patch.setattr(sparse_format, "smallest", lambda array: (-(10**6), order, compressed))  # whatever it costs
         model, (encoding,) = encode.encode(tables(array))
     assert encoding.encoding.startswith("sparse")
     for delegate in (True, False):
@@ -133,7 +133,7 @@ def test_encoding_is_right_and_its_size_is_what_is_counted(array):
     assert after - before <= encoding.bytes - encoding.dense_bytes <= 0
     assert encoding.zeros == pytest.approx(np.mean(array == 0))
     # The counted size is that of the stored vectors, and no single compressed dimension is smaller.
-    size, order, compressed = encode._smallest(array)
+    size, order, compressed = sparse_format.smallest(array)
     if any(compressed):
         assert size == stored(array, order, compressed)
     for axis in range(array.ndim):
@@ -144,9 +144,9 @@ def test_encoding_is_right_and_its_size_is_what_is_counted(array):
 
 def stored(array, order, compressed):
     """Bytes of the vectors of an encoding, each index as wide as its dimension asks for."""
-    values, levels = encode._compress(array, order, compressed)
-    size = (values.nbytes if array.any() else 0) + sum(compressed) * encode._COMPRESSED_BYTES
-    for axis, level in zip(order, levels, strict=True):
+    values, sparsity = sparse_format.compress(array, order, compressed)
+    size = (values.nbytes if array.any() else 0) + sum(compressed) * sparse_format.COMPRESSED_BYTES
+    for axis, level in zip(order, sparsity.dimMetadata, strict=True):
         if level.arrayIndices:
             width = 1 if array.shape[axis] <= 256 else 2
             size += level.arraySegments.values.nbytes + width * len(level.arrayIndices.values)

@@ -1,6 +1,5 @@
 """LiteRT files as Python objects (the FlatBuffers object API that ships with `ai_edge_litert`), and back."""
 
-import functools
 import pathlib
 import struct
 
@@ -8,15 +7,11 @@ import flatbuffers
 import numpy as np
 
 from keras_rda.litert import validity
+from keras_rda.litert.graph import operator_name, schema
+
+__all__ = ["operator_name", "pack", "read", "schema"]
 
 _IDENTIFIER = b"TFL3"
-
-
-def schema():
-    """The module of the schema's classes: `ModelT`, `TensorT`, `BuiltinOperator`, …"""
-    from ai_edge_litert import schema_py_generated
-
-    return schema_py_generated
 
 
 def read(source):
@@ -39,9 +34,9 @@ def read(source):
     if content[4:8] != _IDENTIFIER:
         raise ValueError(f"{name} is not a LiteRT model: the identifier 'TFL3' is missing.")
     try:
-        validity.check_extent(schema().Model.GetRootAs(content), len(content), schema())
+        validity.check_extent(schema().Model.GetRootAs(content), len(content))
         model = schema().ModelT.InitFromPackedBuf(content)
-        problem = validity.problem(model, schema(), _operator_names())
+        problem = validity.problem(model)
     # All that the parser raises on offsets that point nowhere.
     except (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{name} is cut off or corrupt.") from error
@@ -75,22 +70,6 @@ def pack(model):
     except flatbuffers.builder.BuilderSizeError as error:
         raise ValueError("The model exceeds the 2 GB that a FlatBuffer can hold.") from error
     return bytes(builder.Output())
-
-
-def operator_name(model, operator):
-    """The name of an operator's kind in the schema, such as `"CONV_2D"`."""
-    number = validity.operator_number(model, operator)
-    if number not in _operator_names():
-        raise ValueError(
-            f"The file has an operator of the unknown kind {number}: it is corrupt, or newer than this runtime."
-        )
-    return _operator_names()[number]
-
-
-@functools.cache
-def _operator_names():
-    members = vars(schema().BuiltinOperator).items()
-    return {value: name for name, value in members if isinstance(value, int)}
 
 
 class _Builder(flatbuffers.Builder):

@@ -1,8 +1,10 @@
-"""Rewrite places of a LiteRT file that XNNPACK's sparse kernels get wrong (see `xnnpack`)."""
+"""Rewrite places of a LiteRT file that XNNPACK's sparse kernels get wrong (see `clusters`)."""
 
 import numpy as np
 
-from keras_rda.litert import flatbuffer, xnnpack
+from keras_rda.litert import xnnpack
+from keras_rda.litert.delegation import Role
+from keras_rda.litert.graph import schema
 
 
 def repair_tails(model):
@@ -23,97 +25,46 @@ def repair_tails(model):
         ValueError: the graph cannot be read.
     """
     notes = []
-    while graph := _faulty(model):
-        reductions = {node: None for fault in graph.faults for node in _reductions(graph, fault)}
-        if reductions:
-            for node in reductions:
-                _drop_dimensions(graph, node)
-                notes.append(f"{node}: a RESHAPE restores the dimensions it kept.")
-            continue
-        fault = next(iter(graph.faults))
-        entry = next(node for node in graph.nodes if node.leader is fault.leader and node.role & xnnpack.ENTRY)
-        _separate(graph, entry)
-        notes.append(f"{fault}: {graph.faults[fault]}; runs dense, by a RESHAPE after {entry}.")
+    while (clusters := xnnpack.analyze(model)[1]).faults:
+        delegation = clusters.delegation
+        reductions = {node: None for fault in clusters.faults for node in _reductions(delegation, fault)}
+        for node in reductions:
+            node.operator.builtinOptions.keepDims = False
+            axes, shape = delegation.axes(node), clusters.graph.shape(node.output)
+            _reshape(clusters.graph, node, [size for axis, size in enumerate(shape) if axis not in axes])
+            notes.append(f"{node}: a RESHAPE restores the dimensions it kept.")
+        if not reductions:
+            fault = next(iter(clusters.faults))
+            entry = next(node for node in clusters.nodes if node.leader is fault.leader and node.role & Role.ENTRY)
+            _reshape(clusters.graph, entry, clusters.graph.shape(entry.output))
+            notes.append(f"{fault}: {clusters.faults[fault]}; runs dense, by a RESHAPE after {entry}.")
     return notes
 
 
-def _faulty(model):
-    _, graph = xnnpack.analyze(model)
-    return graph if graph.faults else None
-
-
-def _reductions(graph, node):
+def _reductions(delegation, node):
     """The reductions that a fault comes from, if all that it reads comes from such, over 1×1 images only; else none."""
     if node.kind in {"MEAN", "SUM"}:
-        repairable = node.operator.builtinOptions.keepDims and graph.axes(node) in ({1, 2}, {3})
-        return [node] if repairable else []
+        is_repairable = node.operator.builtinOptions.keepDims and delegation.axes(node) in ({1, 2}, {3})
+        return [node] if is_repairable else []
     found = []
     for index in node.inputs:
-        if graph.shape(index)[1:3] != [1, 1] or index not in graph.producers:
+        if delegation.shape(index)[1:3] != (1, 1) or index not in delegation.producers:
             return []
-        behind = _reductions(graph, graph.producers[index])
+        behind = _reductions(delegation, delegation.producers[index])
         if not behind:
             return []
         found += behind
     return found
 
 
-def _drop_dimensions(graph, node):
-    output = node.output
-    shape = graph.shape(output)
-    kept = [size for axis, size in enumerate(shape) if axis not in graph.axes(node)]
-    node.operator.builtinOptions.keepDims = False
-    reduced = _new_tensor(graph, output, kept)
-    node.operator.outputs = np.int32([reduced])
-    _add_reshape(graph, node.operator, reduced, output, shape)
-
-
-def _separate(graph, node):
-    """Put a RESHAPE between a node and all that read it."""
-    output = node.output
-    before = _new_tensor(graph, output, graph.shape(output))
+def _reshape(graph, node, shape):
+    """Let a node give a tensor of `shape`, and a RESHAPE after it what the node gave before."""
+    output, kept = graph.tensors[node.output], np.int32([-1, *graph.shape(node.output)[1:]])  # any batch
+    signature, name = output.shapeSignature, output.name or b""
+    if signature is not None:
+        signature = np.int32([signature[0], *shape[1:]])
+    before = graph.add_tensor(shape, output.type, name=name + b"_before", buffer=0, shapeSignature=signature)
     node.operator.outputs = np.int32([before])
-    _add_reshape(graph, node.operator, before, output, graph.shape(output))
-
-
-def _new_tensor(graph, like, shape):
-    schema = flatbuffer.schema()
-    original = graph.tensors[like]
-    graph.tensors.append(
-        schema.TensorT(name=(original.name or b"") + b"_before", type=original.type, shape=np.int32(shape), buffer=0)
-    )
-    if original.shapeSignature is not None:
-        graph.tensors[-1].shapeSignature = np.int32([original.shapeSignature[0], *shape[1:]])
-    return len(graph.tensors) - 1
-
-
-def _add_reshape(graph, after, source, target, shape):
-    schema = flatbuffer.schema()
-    shape = np.int32([-1, *shape[1:]])  # any batch
-    graph.model.buffers.append(schema.BufferT(data=np.frombuffer(shape.tobytes(), np.uint8)))
-    graph.tensors.append(
-        schema.TensorT(
-            name=(graph.tensors[target].name or b"") + b"_shape",
-            type=schema.TensorType.INT32,
-            shape=np.int32([len(shape)]),
-            buffer=len(graph.model.buffers) - 1,
-        )
-    )
-    operator = schema.OperatorT(
-        opcodeIndex=_reshape_code(graph.model),
-        inputs=np.int32([source, len(graph.tensors) - 1]),
-        outputs=np.int32([target]),
-        builtinOptionsType=schema.BuiltinOptions.ReshapeOptions,
-        builtinOptions=schema.ReshapeOptionsT(newShape=shape),
-    )
-    graph.subgraph.operators.insert(graph.subgraph.operators.index(after) + 1, operator)
-
-
-def _reshape_code(model):
-    schema = flatbuffer.schema()
-    reshape = schema.BuiltinOperator.RESHAPE
-    for index, code in enumerate(model.operatorCodes):
-        if max(code.builtinCode, code.deprecatedBuiltinCode) == reshape:
-            return index
-    model.operatorCodes.append(schema.OperatorCodeT(builtinCode=reshape, deprecatedBuiltinCode=reshape, version=1))
-    return len(model.operatorCodes) - 1
+    constant = graph.add_constant(kept, name=name + b"_shape")
+    place = graph.operators.index(node.operator) + 1
+    graph.add_operator(place, "RESHAPE", [before, constant], [node.output], schema().ReshapeOptionsT(newShape=kept))

@@ -7,27 +7,27 @@ import math
 
 import numpy as np
 
+from keras_rda.litert.graph import DTYPES, OPERANDS, UNPACKING, names, operator_number, schema
+
 _DENSE, _COMPRESSED = 0, 1  # DimensionType of the schema
 _LARGEST_RANK = 8  # more than LiteRT's kernels take
 # Operators of which this package looks at operands by position → how many inputs it takes for granted.
-_INPUTS = {
-    "CONV_2D": 2,
-    "CONV_3D": 2,
-    "DENSIFY": 1,
-    "DEPTHWISE_CONV_2D": 2,
-    "DEQUANTIZE": 1,
-    "FULLY_CONNECTED": 2,
-    "TRANSPOSE_CONV": 3,
+_INPUTS = {kind: 1 + max(*operands.weights, operands.positions or 0) for kind, operands in OPERANDS.items()}
+_INPUTS |= dict.fromkeys(UNPACKING, 1)
+# Options that hold texts.
+_TEXTS = {
+    "StableHLOCompositeOptions": ("Name",),
+    "StablehloCustomCallOptions": ("CallTargetName", "BackendConfig"),
+    "VarHandleOptions": ("Container", "SharedName"),
 }
 
 
-def check_extent(model, size, schema):
+def check_extent(model, size):
     """Refuse content whose tables refer to the same few bytes so often that reading it would take forever.
 
     Args:
         model: A `Model`, the schema's accessor.
         size: Bytes of the content.
-        schema: The module of the schema's classes.
 
     Raises:
         ValueError: tables, lists and names take more than four times the content, or the weights of all tensors more
@@ -56,21 +56,6 @@ def check_extent(model, size, schema):
         for name in names:
             spend(len(getattr(table, name)() or b""))
 
-    options_with_texts = {
-        ("BuiltinOptions", schema.BuiltinOptions.VarHandleOptions): (
-            schema.VarHandleOptions,
-            ("Container", "SharedName"),
-        ),
-        ("BuiltinOptions2", schema.BuiltinOptions2.StablehloCustomCallOptions): (
-            schema.StablehloCustomCallOptions,
-            ("CallTargetName", "BackendConfig"),
-        ),
-        ("BuiltinOptions2", schema.BuiltinOptions2.StableHLOCompositeOptions): (
-            schema.StableHLOCompositeOptions,
-            ("Name",),
-        ),
-    }
-
     texts(model, "Description")
     data = [buffer.DataLength() for buffer in each(model, "Buffers")]
     for code in each(model, "OperatorCodes"):
@@ -89,12 +74,11 @@ def check_extent(model, size, schema):
         for operator in each(graph, "Operators"):
             lists(operator, "Inputs", "Outputs", "Intermediates", "MutatingVariableInputs")
             for union in ("BuiltinOptions", "BuiltinOptions2"):
-                kind, content = getattr(operator, f"{union}Type")(), getattr(operator, union)()
-                if content is not None and (union, kind) in options_with_texts:
-                    accessor, names = options_with_texts[union, kind]
-                    options = accessor()
+                kind, content = names(union).get(getattr(operator, f"{union}Type")()), getattr(operator, union)()
+                if content is not None and kind in _TEXTS:
+                    options = getattr(schema(), kind)()
                     options.Init(content.Bytes, content.Pos)
-                    texts(options, *names)
+                    texts(options, *_TEXTS[kind])
         for tensor in each(graph, "Tensors"):
             texts(tensor, "Name")
             lists(tensor, "Shape", "ShapeSignature")
@@ -105,35 +89,23 @@ def check_extent(model, size, schema):
             if sparsity := tensor.Sparsity():
                 lists(sparsity, "TraversalOrder", "BlockMap")
                 for level in each(sparsity, "DimMetadata"):
-                    spend(_indices(level, schema) // 16)
+                    spend(_indices(level) // 16)
 
 
-def _indices(level, schema):
+def _indices(level):
     """How many indices a level of a sparse tensor has."""
-    vectors = schema.SparseIndexVector
-    kinds = {
-        vectors.Int32Vector: schema.Int32Vector,
-        vectors.Uint16Vector: schema.Uint16Vector,
-        vectors.Uint8Vector: schema.Uint8Vector,
-    }
     found = 0
     for name in ("ArraySegments", "ArrayIndices"):
-        kind, content = getattr(level, f"{name}Type")(), getattr(level, name)()
-        if content is not None and kind in kinds:
-            vector = kinds[kind]()
+        kind, content = names("SparseIndexVector").get(getattr(level, f"{name}Type")(), "NONE"), getattr(level, name)()
+        if content is not None and kind != "NONE":
+            vector = getattr(schema(), kind)()
             vector.Init(content.Bytes, content.Pos)
             found += vector.ValuesLength()
     return found
 
 
-def operator_number(model, operator):
-    """The number of an operator's kind in the schema."""
-    code = model.operatorCodes[operator.opcodeIndex]
-    return max(code.builtinCode, code.deprecatedBuiltinCode)  # old files have only the latter
-
-
-def problem(model, schema, operator_names):
-    """What is wrong with a `ModelT`, in words; empty if nothing is. `operator_names`: number → name."""
+def problem(model):
+    """What is wrong with a `ModelT`, in words; empty if nothing is."""
     if not model.subgraphs or not model.buffers:
         return "it has no subgraph or buffer"
     for entry in model.metadata or []:
@@ -149,28 +121,21 @@ def problem(model, schema, operator_names):
     for graph in model.subgraphs:
         if not graph.tensors:
             return "a subgraph has no tensors"
-        found = _tensors(model, graph, schema) or _operators(model, graph, operator_names)
+        found = _tensors(model, graph) or _operators(model, graph)
         if found:
             return found
     return ""
 
 
-def _tensors(model, graph, schema):
-    sizes = {
-        schema.TensorType.FLOAT32: 4,
-        schema.TensorType.FLOAT16: 2,
-        schema.TensorType.INT8: 1,
-        schema.TensorType.INT32: 4,
-        schema.TensorType.INT64: 8,
-    }
+def _tensors(model, graph):
     for tensor in graph.tensors:
         if not 0 <= tensor.buffer < len(model.buffers):
             return f"a tensor's buffer {tensor.buffer} does not exist"
-        data, itemsize = model.buffers[tensor.buffer].data, sizes.get(tensor.type)
+        data, dtype = model.buffers[tensor.buffer].data, DTYPES.get(names("TensorType").get(tensor.type))
         shape = [] if tensor.shape is None else [int(length) for length in tensor.shape]
         if len(shape) > _LARGEST_RANK or any(length < 0 for length in shape):
             return f"a tensor of rank {len(shape)} has the shape {tuple(shape[:_LARGEST_RANK])}"
-        if data is None or not len(data) or itemsize is None:
+        if data is None or not len(data) or dtype is None:
             continue
         entries = math.prod(shape) if tensor.sparsity is None else _stored_entries(tensor.sparsity, shape)
         if entries is None:
@@ -178,6 +143,7 @@ def _tensors(model, graph, schema):
         if tensor.sparsity is not None:
             # An empty buffer means that a tensor is computed, so one without values that are not zero keeps an entry.
             entries = max(entries, 1)
+        itemsize = np.dtype(dtype).itemsize
         if len(data) != entries * itemsize:
             return f"a tensor of {entries} entries of {itemsize} bytes has {len(data)} bytes"
     return ""
@@ -214,7 +180,7 @@ def _stored_entries(sparsity, shape):
     return entries
 
 
-def _operators(model, graph, operator_names):
+def _operators(model, graph):
     tensors, written, read = graph.tensors, set(), set()
     for indices in (graph.inputs, graph.outputs):
         if indices is not None and any(not 0 <= index < len(tensors) for index in indices):
@@ -231,7 +197,7 @@ def _operators(model, graph, operator_names):
             not 0 <= index < len(tensors) for index in outputs
         ):
             return "an operator reads or writes a tensor that does not exist"
-        kind = operator_names.get(operator_number(model, operator))
+        kind = names("BuiltinOperator").get(operator_number(model.operatorCodes[operator.opcodeIndex]))
         wanted = _INPUTS.get(kind, 0)
         if wanted and (len(inputs) < wanted or -1 in inputs[:wanted] or not outputs):
             return f"an operator of the kind {kind} has {len(inputs)} inputs and {len(outputs)} outputs"

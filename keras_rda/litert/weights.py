@@ -5,60 +5,81 @@ import math
 
 import numpy as np
 
-from keras_rda.litert import encode, flatbuffer
+from keras_rda.litert import sparse_format
+from keras_rda.litert.graph import OPERANDS, UNPACKING, WEIGHT_TYPES, graphs
 
-# Operator → the operand that holds its weights, and the one whose positions they are used at (None: its output).
-_WEIGHTS = {
-    "CONV_2D": (1, None),
-    "CONV_3D": (1, None),
-    "DEPTHWISE_CONV_2D": (1, None),
-    "FULLY_CONNECTED": (1, None),
-    "TRANSPOSE_CONV": (1, 2),
-}
+
+@dataclasses.dataclass(frozen=True)
+class TensorEncoding:
+    """How one constant of rank ≥ 2 is stored.
+
+    Attributes:
+        name: The tensor's name in the file, which TensorFlow's converter makes from names of layers; it may number them
+            otherwise than Keras does.
+        operator: The operator that computes with it, such as `"CONV_2D"`.
+        shape: Its shape in the dense file.
+        dtype: Its type in the dense file: `"float32"`, `"float16"` or `"int8"`. The converter leaves small tensors in
+            float32 whatever was asked for.
+        zeros: σ, the share of entries that are zero.
+        encoding: `"dense"`, or such as `"sparse, 1-byte indices"`, followed by what else changed: `"float32 values"`
+            are stored, the operator computes in `"float32 arithmetic"`, or it is expressed `"as a convolution"`.
+        bytes: What it takes in the file, with its indices and the operators that were added: at most so many.
+        dense_bytes: What it takes in the dense file.
+        floor_bytes: Information-theoretic floor for zeros at random: the other values, and n·H(σ)/8 bytes that tell
+            where they are (n entries; H: binary entropy in bits).
+        reason: Why it stayed dense although zeros could have been saved; ``""`` if dense is the smallest.
+        multiply_adds: Multiplications of its entries in one invocation, dense.
+    """
+
+    name: str
+    operator: str
+    shape: tuple
+    dtype: str
+    zeros: float
+    encoding: str
+    bytes: int
+    dense_bytes: int
+    floor_bytes: int
+    reason: str = ""
+    multiply_adds: int = 0
 
 
 def stored(model):
     """List the weights of a `ModelT` (constants of rank ≥ 2 in float32, float16 and int8) as `TensorEncoding`s."""
-    schema = flatbuffer.schema()
-    types = {schema.TensorType.FLOAT32: "float32", schema.TensorType.FLOAT16: "float16", schema.TensorType.INT8: "int8"}
-    work = multiply_adds(model)
     rows = []
-    for graph in model.subgraphs:
-        readers = _readers(model, graph)
+    for graph in graphs(model):
         for index, tensor in enumerate(graph.tensors):
-            data = model.buffers[tensor.buffer].data
-            if data is None or tensor.type not in types or tensor.shape is None or len(tensor.shape) < 2:
+            values, shape = graph.values(index), graph.shape(index)
+            if values is None or graph.type(index) not in WEIGHT_TYPES or len(shape) < 2 or not math.prod(shape):
                 continue
-            if not math.prod(map(int, tensor.shape)):
-                continue
-            dtype = types[tensor.type]
-            values = data.view(dtype)
-            shape, nonzero = tuple(map(int, tensor.shape)), int(np.count_nonzero(values))
-            name, operator = _use(graph, readers, index)
-            encoding, indices = "dense", 0
-            if tensor.sparsity is not None:
-                vectors = [
-                    vector.values
-                    for level in tensor.sparsity.dimMetadata
-                    for vector in (level.arraySegments, level.arrayIndices)
-                    if vector is not None
-                ]
-                indices = sum(vector.nbytes for vector in vectors)
-                encoding = f"sparse, {max((vector.itemsize for vector in vectors[1::2]), default=0)}-byte indices"
+            nonzero, (name, operator) = int(np.count_nonzero(values)), _use(graph, index)
+            indices, encoding = sparse_format.describe(tensor.sparsity) if tensor.sparsity else (0, "dense")
             rows.append(
-                encode.TensorEncoding(
+                TensorEncoding(
                     name=name,
                     operator=operator,
                     shape=shape,
-                    dtype=dtype,
+                    dtype=values.dtype.name,
                     zeros=1 - nonzero / math.prod(shape),
                     encoding=encoding,
-                    bytes=data.nbytes + indices,
+                    bytes=values.nbytes + indices,
                     dense_bytes=math.prod(shape) * values.itemsize,
-                    floor_bytes=encode.floor_bytes(math.prod(shape), nonzero, values.itemsize),
+                    floor_bytes=sparse_format.floor_bytes(math.prod(shape), nonzero, values.itemsize),
                 )
             )
-    return in_order(rows, work)
+    return in_order(rows, multiply_adds(model))
+
+
+def _use(graph, index):
+    """The name of a constant and the operator that computes with it, behind DENSIFY and DEQUANTIZE."""
+    name = graph.name(index)
+    while readers := graph.readers.get(index):
+        kind = graph.kind(readers[0])
+        if kind not in UNPACKING:
+            return name, kind
+        index = int(readers[0].outputs[0])
+        name = name or graph.name(index)
+    return name, ""
 
 
 def in_order(encodings, work):
@@ -69,47 +90,17 @@ def in_order(encodings, work):
 
 
 def multiply_adds(model):
-    """Multiplications of a weight in one invocation: dict of the weights' name → number, in the file's order."""
+    """Multiplications of a weight of a `ModelT` in one invocation: dict of its name → number, in the file's order."""
     work = {}
-    for graph in model.subgraphs:
-        sources = {}  # result of DENSIFY or DEQUANTIZE → what it is made from
+    for graph in graphs(model):
         for operator in graph.operators:
-            kind = flatbuffer.operator_name(model, operator)
-            if kind in ("DENSIFY", "DEQUANTIZE"):
-                sources[int(operator.outputs[0])] = int(operator.inputs[0])
-            if kind not in _WEIGHTS:
+            weights, positions = OPERANDS.get(graph.kind(operator), ((), None))
+            if positions is None:
                 continue
-            weights, positions = _WEIGHTS[kind]
-            index = int(operator.inputs[weights])
-            elements = math.prod(map(int, graph.tensors[index].shape))
-            where = graph.tensors[int(operator.outputs[0] if positions is None else operator.inputs[positions])]
-            names = {_name(graph, index)}
-            while index in sources:
-                index = sources[index]
-                names.add(_name(graph, index))
-            for name in names - {""}:
-                work[name] = work.get(name, 0) + elements * math.prod(map(int, where.shape[:-1]))
+            where = graph.shape([*operator.inputs, *operator.outputs][positions])
+            sources = graph.sources(operator.inputs[weights[0]])
+            number = math.prod(graph.shape(sources[0])) * math.prod(where[:-1])
+            for name in dict.fromkeys(map(graph.name, sources)):
+                if name:
+                    work[name] = work.get(name, 0) + number
     return work
-
-
-def _readers(model, graph):
-    """Tensor → the kind and the outputs of the first operator that reads it."""
-    readers = {}
-    for operator in graph.operators:
-        for index in operator.inputs:
-            readers.setdefault(int(index), (flatbuffer.operator_name(model, operator), operator.outputs))
-    return readers
-
-
-def _use(graph, readers, index):
-    """The name of a constant and the operator that computes with it, behind DENSIFY and DEQUANTIZE."""
-    name = _name(graph, index)
-    kind, outputs = readers.get(index, ("", ()))
-    while kind in ("DENSIFY", "DEQUANTIZE"):
-        name = name or _name(graph, int(outputs[0]))
-        kind, outputs = readers.get(int(outputs[0]), ("", ()))
-    return name, kind
-
-
-def _name(graph, index):
-    return (graph.tensors[index].name or b"").decode(errors="replace")
