@@ -7,12 +7,12 @@ there since the second half of 2025.
 """
 
 import copy
-import dataclasses
 
 import numpy as np
 
-from keras_rda.litert.encode import TensorEncoding, floor_bytes
-from keras_rda.litert.graph import add_buffer, graphs, schema
+from keras_rda.litert.graph import WEIGHT_TYPES, add_buffer, graphs, schema
+from keras_rda.litert.sparse_format import floor_bytes
+from keras_rda.litert.weights import TensorEncoding
 
 NAME = "TFLM_DECODE"
 # Operator → the operands that may be decoded. Its kernel looks at their values when it is invoked, not when it is
@@ -31,7 +31,6 @@ _HEADER = np.array([2, 1, 0, 0, 1, *[0] * 11], np.uint8)
 # operator; and of another operator and its result for each reader after the first.
 _DECODE_BYTES = 200
 _READER_BYTES = 120
-_ALIGNMENT = 16  # of every array in the file
 
 
 def encode(model):
@@ -56,10 +55,11 @@ def encode(model):
     for graph in subgraphs:
         for index, tensor in enumerate(graph.tensors):
             holders.setdefault(tensor.buffer, []).append((graph, index))
-    decoded = {id(graph): {} for graph in subgraphs}
-    rows = [row for places in holders.values() for row in _encode_buffer(model, places, decoded)]
+    rows, decoded = [], {}
+    for places in holders.values():
+        rows += _encode_buffer(places, decoded)
     for graph in subgraphs:
-        _insert(graph, decoded[id(graph)])
+        _insert(graph, {index: pair for (other, index), pair in decoded.items() if other is graph})
         for tensor in graph.tensors:
             tensor.name = None
     return model, rows
@@ -76,54 +76,68 @@ def prune(array, zero_point=0):
     return np.packbits(kept), np.concatenate([_HEADER, array[kept].view(np.uint8)])
 
 
-def _encode_buffer(model, places, decoded):
-    """Encode the buffer that the tensors at `places` share, if that is smaller; return `TensorEncoding`s."""
-    arrays = [graph.array(index) for graph, index in places]
-    array = next((array for array in arrays if array is not None), None)
-    if array is None or not array.size:
+def _encode_buffer(places, decoded):
+    """Encode the buffer that the tensors at `places` share, if that is smaller; return `TensorEncoding`s.
+
+    `decoded` is filled in: (graph, tensor) → the two tensors that it is decoded from.
+    """
+    arrays = {place: array for place in places if (array := place[0].array(place[1])) is not None and array.size}
+    if not arrays:
         return []
-    reason = next(filter(None, (_refusal(graph, index) for graph, index in places)), "")
-    forms = [] if reason else [prune(array, _zero_point(*place)) for place, array in zip(places, arrays, strict=True)]
-    if any(not np.array_equal(part, first) for form in forms for part, first in zip(form, forms[0], strict=True)):
+    zero_points = [_zero_point(*place) for place in arrays]
+    forms = [
+        prune(array, 0 if zero_point is None else zero_point)
+        for array, zero_point in zip(arrays.values(), zero_points, strict=True)
+    ]
+    array, (entries, kept) = next(iter(arrays.values())), forms[0]
+    reason = next(filter(None, (_refusal(*place) for place in places)), "")
+    if not all(np.array_equal(part, first) for form in forms for part, first in zip(form, forms[0], strict=True)):
         reason = "other operators read the same buffer in another way"
-    graph, index = places[0]
-    dense, size, encoding = _padded(array.nbytes), _padded(array.nbytes), "dense"
-    zero_point = _zero_point(graph, index)
-    kept = int(np.count_nonzero(array != (0 if zero_point is None else zero_point)))
+    size, encoding = _padded(array), "dense"
     if not reason:
         readers = sum(len(graph.readers[index]) for graph, index in places)
-        tables = _DECODE_BYTES * len(places) + _READER_BYTES * (readers - len(places))
-        size = sum(_padded(part.nbytes) for part in forms[0]) + tables
-        if size < dense:
-            encoding = "decoded, 1 bit an entry"
-            ancillary = add_buffer(model, forms[0][1])
-            model.buffers[graph.tensors[index].buffer].data = forms[0][0]
-            for graph, index in places:
-                decoded[id(graph)][index] = _encoded(graph, index, forms[0], ancillary)
-    rows = [
+        added = _DECODE_BYTES * len(places) + _READER_BYTES * (readers - len(places))
+        if _padded(entries) + _padded(kept) + added < size:
+            size, encoding = _padded(entries) + _padded(kept) + added, "decoded, 1 bit an entry"
+            decoded |= _store(places, entries, kept)
+    count = (kept.size - _HEADER.size) // array.itemsize
+    return [
         TensorEncoding(
             name=graph.name(index),
             operator=graph.kind(graph.readers[index][0]) if index in graph.readers else "",
-            shape=graph.shape(index),
-            dtype=array.dtype.name,
-            zeros=1 - kept / array.size,
+            shape=own.shape,
+            dtype=own.dtype.name,
+            zeros=1 - count / own.size,
             encoding=encoding,
-            bytes=0,  # counted for the first alone
-            dense_bytes=0,
-            floor_bytes=0,
-            reason=reason if kept < array.size else "",
+            # The bytes are counted for the first alone.
+            bytes=0 if number else size,
+            dense_bytes=0 if number else _padded(array),
+            floor_bytes=0 if number else floor_bytes(array.size, count, array.itemsize),
+            reason=reason if count < own.size else "",
         )
-        for graph, index in places
-        if encoding != "dense" or (len(graph.shape(index)) > 1 and array.dtype.name in ("float32", "float16", "int8"))
+        for number, ((graph, index), own) in enumerate(arrays.items())
+        if encoding != "dense" or (own.ndim > 1 and graph.type(index) in WEIGHT_TYPES)
     ]
-    if rows:
-        floor = floor_bytes(array.size, kept, array.itemsize)
-        rows[0] = dataclasses.replace(rows[0], bytes=min(size, dense), dense_bytes=dense, floor_bytes=floor)
-    return rows
 
 
-def _padded(size):
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def _padded(array):
+    """The bytes of an array in a file, where it begins at a multiple of 16."""
+    return -(-array.nbytes // 16) * 16
+
+
+def _store(places, entries, kept):
+    """Put the form of the constants at `places` into their buffer and a new one; return what `decoded` maps them to."""
+    graph, index = places[0]
+    buffers = graph.tensors[index].buffer, add_buffer(graph.model, kept)
+    graph.model.buffers[buffers[0]].data = entries
+    found = {}
+    for graph, index in places:
+        found[graph, index] = [
+            graph.add_tensor(part.shape, schema().TensorType.UINT8, buffer=buffer)
+            for part, buffer in zip((entries, kept), buffers, strict=True)
+        ]
+        graph.tensors[index].buffer = 0
+    return found
 
 
 def _refusal(graph, index):
@@ -156,17 +170,6 @@ def _zero_point(graph, index):
     return int(zero_points[0]) if graph.type(index) == "INT8" or zero_points[0] == 0 else None
 
 
-def _encoded(graph, index, form, ancillary):
-    """Add the two tensors from which the constant `index` is decoded, whose buffer the first takes over."""
-    tensor, uint8 = graph.tensors[index], schema().TensorType.UINT8
-    tensors = [
-        graph.add_tensor(part.shape, uint8, buffer=buffer)
-        for part, buffer in zip(form, (tensor.buffer, ancillary), strict=True)
-    ]
-    tensor.buffer = 0
-    return tensors
-
-
 def _insert(graph, decoded):
     """Put one DECODE before each reader of the constants `decoded`, tensor → the two tensors that it is decoded from.
 
@@ -180,18 +183,17 @@ def _insert(graph, decoded):
         own = {}
         for index in constants:
             own[index] = index
-            if index in taken:  # by a reader before
+            if index in taken:
                 graph.tensors.append(copy.copy(graph.tensors[index]))
                 own[index] = len(graph.tensors) - 1
-            taken.add(index)
-        operator.inputs = np.array([own.get(int(index), index) for index in operator.inputs], np.int32)
+        taken |= own.keys()
+        operator.inputs = np.array([own.get(index, index) for index in map(int, operator.inputs)], np.int32)
         decode = schema().OperatorT(
             opcodeIndex=_code(graph.model),
             inputs=np.array([tensor for index in constants for tensor in decoded[index]], np.int32),
             outputs=np.array(list(own.values()), np.int32),
         )
-        place = next(place for place, other in enumerate(graph.operators) if other is operator)
-        graph.operators.insert(place, decode)
+        graph.operators.insert(graph.operators.index(operator), decode)
 
 
 def _code(model):
@@ -200,9 +202,6 @@ def _code(model):
         if code.customCode == NAME.encode():
             return index
     custom = schema().BuiltinOperator.CUSTOM
-    code = schema().OperatorCodeT(
-        builtinCode=custom, deprecatedBuiltinCode=custom, customCode=NAME.encode(), version=1
-    )
+    code = schema().OperatorCodeT(builtinCode=custom, deprecatedBuiltinCode=custom, customCode=NAME.encode(), version=1)
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
-

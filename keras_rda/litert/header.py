@@ -3,14 +3,19 @@
 import pathlib
 import re
 
-import numpy as np
-
 from keras_rda import output
-from keras_rda.litert import decode, flatbuffer
-from keras_rda.litert.graph import operator_name
+from keras_rda.litert import flatbuffer
+from keras_rda.litert.machines import micro
 
 # Words of TFLite Micro's own spelling in the names of `MicroMutableOpResolver`'s functions.
-_SPELLED = {"CUMSUM": "CumSum", "LSTM": "LSTM", "PADV2": "PadV2", "TFLM": "", "TFLite": "", "PostProcess": "Postprocess"}
+_SPELLED = {
+    "CUMSUM": "CumSum",
+    "LSTM": "LSTM",
+    "PADV2": "PadV2",
+    "TFLM": "",
+    "TFLite": "",
+    "PostProcess": "Postprocess",
+}
 _LINE = 20  # bytes
 
 
@@ -23,7 +28,7 @@ def header(content, name="model", arena=None):
         arena: Bytes of the arena that the file takes, for the comment.
 
     Raises:
-        ValueError: the name is no identifier of C, or the content is no LiteRT file.
+        ValueError: the name or that of a custom operator is no identifier of C, or the content is no LiteRT file.
     """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise ValueError(f"header: name must be an identifier of C, such as 'model'; received {name!r}.")
@@ -68,12 +73,11 @@ def write_header(path, content, name="model", arena=None):
 
 def resolver_calls(model):
     """The functions of TFLite Micro's `MicroMutableOpResolver` that add the operators of a `ModelT`, sorted."""
-    kinds = set()
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            custom = model.operatorCodes[operator.opcodeIndex].customCode
-            kinds.add(custom.decode() if custom else operator_name(model, operator))
-    return sorted("Add" + "".join(_spelled(word) for word in kind.split("_")) for kind in kinds)
+    kinds = {micro.name(model, operator) for graph in model.subgraphs for operator in graph.operators}
+    calls = sorted("Add" + "".join(_spelled(word) for word in kind.split("_")) for kind in kinds)
+    if strange := [call for call in calls if not re.fullmatch(r"\w+", call, re.ASCII)]:
+        raise ValueError(f"The file has a custom operator that is no name in C: {output.printable(strange[0][3:])!r}.")
+    return calls
 
 
 def _spelled(word):

@@ -1,4 +1,4 @@
-"""A microcontroller: TFLite Micro's own interpreter, from the wheel `tflite-micro` (`keras_rda[micro]`), on this machine.
+"""A microcontroller's runtime on this machine: TFLite Micro, from the wheel `tflite-micro` (`keras_rda[micro]`).
 
 Its kernels are the plain ones that every microcontroller has. Times are not a microcontroller's: compare them only with
 each other. The arena is that of a machine of 64 bits: where pointers have 32, a file takes a little less.
@@ -90,7 +90,7 @@ def missing(model):
     """The operators of a `ModelT` that the installed TFLite Micro does not have.
 
     Returns:
-        A sorted list of their names in the schema, such as `"DENSIFY"`; of a custom one its own.
+        A sorted list of their names, such as `"DENSIFY"`.
 
     Raises:
         RuntimeError: TFLite Micro is not installed.
@@ -109,11 +109,17 @@ def missing(model):
         runs = process.run(probes, 0, 600, [sys.executable], (_SCRIPT, 0))
     return sorted(
         {
-            (model.operatorCodes[operator.opcodeIndex].customCode or b"").decode() or operator_name(model, operator)
+            name(model, operator)
             for operator, run in zip(kinds.values(), runs, strict=True)
             if "builtin_code out of range" not in run.error
         }
     )
+
+
+def name(model, operator):
+    """The name of an operator's kind in the schema, such as `"CONV_2D"`; of a custom one its own."""
+    custom = model.operatorCodes[operator.opcodeIndex].customCode
+    return custom.decode(errors="replace") if custom else operator_name(model, operator)
 
 
 def _probe(code, operator):

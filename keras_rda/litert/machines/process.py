@@ -79,9 +79,7 @@ def _run_process(directory, timeout, command):
     """Run the jobs of `directory` in a new process; return None, or a line on how it ended before they were done."""
     (directory / "current").unlink(missing_ok=True)
     try:
-        process = subprocess.run(
-            [*command, str(directory)], timeout=timeout, capture_output=True, text=True
-        )
+        process = subprocess.run([*command, str(directory)], timeout=timeout, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         end, said = f"not done when the process was stopped after {timeout:g} s", ""
     except OSError as error:
