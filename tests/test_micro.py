@@ -265,6 +265,17 @@ def test_constants_that_share_a_buffer(tmp_path):
 
 
 @needs_micro
+def test_constants_that_subgraphs_share(tmp_path):
+    model = dense_file(zeros_at((48, 48), 0.9))
+    model.subgraphs.append(copy.deepcopy(model.subgraphs[0]))
+    ((rows, *_),) = equal(tmp_path, [model], (48,))
+    assert [row.encoding for row in rows] == ["decoded, 1 bit an entry"] * 2
+    encoded, _ = decode.encode(model)
+    assert [len(graph.operators) for graph in encoded.subgraphs] == [2, 2]
+    assert len(encoded.buffers) == 3  # one form for both
+
+
+@needs_micro
 def test_decoded_constants_live_for_one_operator(tmp_path):
     """In firmware that gives DECODE memory of its own, each operator's constants overwrite those of the last."""
     runtime = pytest.importorskip("tflite_micro").runtime
@@ -347,6 +358,21 @@ def test_operators_whose_weights_are_decoded(tmp_path):
         ((rows, *_),) = equal(tmp_path, [flatbuffer.read(dense_content(model, quantize))], (8, 8, 4))
         kinds = {row.operator for row in rows if row.encoding != "dense"}
         assert kinds >= {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"}, quantize
+
+
+@needs_micro
+@needs_tensorflow
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_tables_and_products_are_decoded(quantize, tmp_path):
+    import tensorflow as tf  # Keras' own look-up counts from the end too, by an operator that TFLite Micro lacks
+
+    table, left = (zeros_at(shape, 0.9, "float32") / 100 for shape in ((300, 8), (1, 40, 12)))
+    x = layers.Input((12, 4))
+    look_up = layers.Lambda(lambda x: tf.gather(table, tf.cast(abs(x[:, :, 0]) * 299, "int32")), output_shape=(12, 8))
+    found = [layers.Flatten()(y) for y in (keras.ops.matmul(left, x), look_up(x))]
+    model = keras.Model(x, layers.Dense(5)(layers.Concatenate()(found)))
+    ((rows, *_),) = equal(tmp_path, [flatbuffer.read(dense_content(model, quantize))], (12, 4))
+    assert {row.operator for row in rows if row.encoding != "dense"} >= {"BATCH_MATMUL", "GATHER"}
 
 
 # What goes wrong

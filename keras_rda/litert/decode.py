@@ -29,8 +29,8 @@ _READERS = {
 _HEADER = np.array([2, 1, 0, 0, 1, *[0] * 11], np.uint8)
 # Upper bounds, in bytes, of what is added besides the two arrays: FlatBuffers tables of two tensors, a buffer and an
 # operator; and of another operator and its result for each reader after the first.
-_DECODE_BYTES = 200
-_READER_BYTES = 120
+_DECODE_BYTES = 192
+_READER_BYTES = 100
 
 
 def encode(model):
