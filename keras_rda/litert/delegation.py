@@ -33,7 +33,7 @@ UNKNOWN = "not among the operators of the sparse kernels"
 
 
 class Role(enum.Flag):
-    """What an operator does in a cluster: it brings a value into its layout, works in that, brings it back, spoils it."""
+    """What an operator does in a cluster: it brings a value into its layout, works in it, brings it back, spoils it."""
 
     NONE = 0
     ENTRY = enum.auto()

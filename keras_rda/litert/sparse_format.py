@@ -93,7 +93,7 @@ def _width(largest):
 
 
 def describe(sparsity):
-    """The bytes of all segments and indices, and a description such as `"sparse, 1-byte indices"`, of the last level's."""
+    """Bytes of all segments and indices, and a description by the last level's, such as `"sparse, 1-byte indices"`."""
     vectors = [
         vector.values
         for level in sparsity.dimMetadata
