@@ -1,7 +1,6 @@
 """Every way to write a model as a LiteRT file: with and without its dead channels, dense and sparse."""
 
 import dataclasses
-import hashlib
 import pathlib
 import re
 import warnings
@@ -41,16 +40,12 @@ def make(model, quantize, samples, directory):
 
     What fails on the way to one of them is its result; only without the dense file there is none to measure others by.
     """
-    files, written = {}, set()
+    files = {}
     for prefix, source in (("", model), ("compressed, ", _compressed(model))):
         if source is None:
             continue
         try:
-            dense, kept = convert.convert(source, quantize, samples), []
-            graph = flatbuffer.read(dense)
-            if quantize == "float16" and half.is_suspect(graph):
-                kept = half.restore(graph, flatbuffer.read(convert.convert(source)))
-                dense = flatbuffer.pack(graph) if kept else dense
+            dense, graph, notes = _converted(source, quantize, samples)
             work = weights.multiply_adds(graph)
         except Exception as error:
             if prefix:
@@ -61,7 +56,7 @@ def make(model, quantize, samples, directory):
                 f"{_cause(error)}"
             ) from error
         # The strategies differ only where weights are quantised.
-        tensors = []
+        written, tensors = set(), []
         for strategy in encode.STRATEGIES if quantize else encode.STRATEGIES[:1]:
             name = prefix + ("sparse" if strategy == encode.STRATEGIES[0] else f"sparse, {strategy}")
             try:
@@ -69,24 +64,38 @@ def make(model, quantize, samples, directory):
                 tensors = weights.in_order(tensors, work)
                 if all(tensor.encoding == "dense" for tensor in tensors):
                     continue
-                kernels, notes = xnnpack.analyze(sparse)[0], []
-                if kernels.faults:
-                    notes = repair.repair_tails(sparse)
-                    kernels = xnnpack.analyze(sparse)[0]
+                kernels, repairs = _repaired(sparse)
                 if quantize:
                     metadata.mark(sparse, quantize)
                 content = flatbuffer.pack(sparse)
             except Exception as error:
                 files[name] = _failed(name, "the encoding", error)
                 continue
-            checksum = hashlib.sha256(content).digest()
-            if checksum in written:
-                continue
-            written.add(checksum)
-            files[name] = _write(directory, name, content, kept + notes, sparse, tensors, kernels)
+            if content not in written:
+                written.add(content)
+                files[name] = _write(directory, name, content, notes + repairs, sparse, tensors, kernels)
         everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
-        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, kept, graph, everything_dense)
+        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, notes, graph, everything_dense)
     return files
+
+
+def _converted(model, quantize, samples):
+    """A dense file: its content, its `ModelT`, and notes on what stays in float32."""
+    content = convert.convert(model, quantize, samples)
+    graph, notes = flatbuffer.read(content), []
+    if quantize == "float16" and half.is_suspect(graph):
+        notes = half.restore(graph, flatbuffer.read(convert.convert(model)))
+        content = flatbuffer.pack(graph) if notes else content
+    return content, graph, notes
+
+
+def _repaired(model):
+    """Mend what XNNPACK's sparse kernels get wrong; return what they make of the `ModelT` now, and notes."""
+    kernels, _ = xnnpack.analyze(model)
+    if not kernels.faults:
+        return kernels, []
+    notes = repair.repair_tails(model)
+    return xnnpack.analyze(model)[0], notes
 
 
 def _failed(name, what, error):

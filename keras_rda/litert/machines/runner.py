@@ -18,6 +18,7 @@ import sys
 import time
 
 import numpy as np
+from ai_edge_litert.interpreter import Interpreter
 
 
 class LiteRT:
@@ -26,8 +27,6 @@ class LiteRT:
     arena = None
 
     def __init__(self, path):
-        from ai_edge_litert.interpreter import Interpreter
-
         self._interpreter = Interpreter(model_path=path)
         self.invoke = self._interpreter.invoke
 
