@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 
-_RUNNER = pathlib.Path(__file__).with_name("runner.py")
+RUNNER = pathlib.Path(__file__).with_name("runner.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +20,20 @@ class Run:
         outputs: Output name → array, of LiteRT's default delegate; None after an error.
         error: One line: why the file was refused, or how its process ended; None if it ran.
         seconds: Median time of one invocation; None if no times were asked for, or after an error.
+        arena: Bytes of working memory, where a runtime has an arena of its own: see `micro`.
     """
 
     outputs: dict | None
     error: str | None
     seconds: float | None
+    arena: int | None = None
 
 
-def run(jobs, repeats, timeout, command):
-    """Run LiteRT files with the Python that a command line starts; arguments and errors as for `aarch64.run`."""
+def run(jobs, repeats, timeout, command, script=(RUNNER,)):
+    """Run LiteRT files with the Python that a command line starts; arguments and errors as for `aarch64.run`.
+
+    `script` is what it runs, a path and first arguments; the last is the folder that `runner` describes.
+    """
     jobs = [(pathlib.Path(path).absolute(), inputs) for path, inputs in jobs]
     for path, _ in jobs:
         if not path.is_file():
@@ -43,7 +48,7 @@ def run(jobs, repeats, timeout, command):
         crashes = {}
         while entries:
             (directory / "jobs.json").write_text(json.dumps({"repeats": repeats, "jobs": entries}))
-            end = _run_process(directory, timeout, command)
+            end = _run_process(directory, timeout, [*command, *map(str, script)])
             if end is None:
                 break
             # The job at work ended the process. Those before it have their results, and run again only to be timed.
@@ -67,16 +72,14 @@ def _result(directory, number, seconds):
         return Run(None, result["error"], None)
     with np.load(directory / f"{number}.out.npz") as arrays:
         outputs = dict(zip(result["outputs"], arrays.values(), strict=True))
-    return Run(outputs, None, seconds.get(str(number)))
+    return Run(outputs, None, seconds.get(str(number)), result["arena"])
 
 
 def _run_process(directory, timeout, command):
     """Run the jobs of `directory` in a new process; return None, or a line on how it ended before they were done."""
     (directory / "current").unlink(missing_ok=True)
     try:
-        process = subprocess.run(
-            [*command, str(_RUNNER), str(directory)], timeout=timeout, capture_output=True, text=True
-        )
+        process = subprocess.run([*command, str(directory)], timeout=timeout, capture_output=True, text=True)
     except subprocess.TimeoutExpired:
         end, said = f"not done when the process was stopped after {timeout:g} s", ""
     except OSError as error:
