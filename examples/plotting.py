@@ -2,7 +2,7 @@
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart. There
 are fewer of them than methods, so relatives share one: what starts from a dense model has the recipe's, and variants of
-an optimizer that optimizer's.
+an optimizer that optimizer's. In a picture of one method alone they tell its runs apart.
 """
 
 import statistics
@@ -17,14 +17,14 @@ BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 
 # Method → (name, colour). The paper's RDA starts from random weights, as MRDA does.
 METHODS = {
-    "dense": ("dense SGD", BLACK),
+    "dense": ("dense SGD (σ 0)", BLACK),
     "sgd": ("SGD", BLACK),
     "recipe": ("the recipe", BLUE),
     "recipe_0.98": ("the recipe, σ 0.98", BLUE),
     "fine_tuning": ("the recipe, fine-tuning", BLUE),
     "channels": ("whole channels", BLUE),
-    "l1_threshold": ("ℓ1, threshold", GREEN),
-    "tfmot": ("TFMOT pruning", ORANGE),
+    "l1_threshold": ("ℓ1 + threshold, fine-tuned", GREEN),
+    "tfmot": ("TensorFlow Model Optimization", ORANGE),
     "mrda": ("MRDA", VERMILION),
     "rda": ("RDA", VERMILION),
     "mrda_cosine": ("MRDA, cosine rate", VERMILION),
@@ -35,6 +35,7 @@ METHODS = {
     "rmda": ("RMDA", GREY),
     "ftrl": ("Ftrl", GREY),
 }
+RUNS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY)  # of one method
 WIDTH = 8  # inches of a picture that a README shows 800 pixels wide
 STYLE = {
     "font.size": 9,
@@ -94,24 +95,36 @@ def apart(places, gap, lowest):
 
 
 def save(figure, file, command):
-    """Write the texts of lines beside their axes and the command below, save the figure, and close it."""
+    """Write the texts of lines and the command below, save the figure, and close it.
+
+    Texts stand beside their axes; that of a line which ends before others do, above or below its end.
+    """
     figure.supxlabel(command, fontsize=8, color=GREY)
     figure.canvas.draw()  # places the axes, which texts beside them then make narrower, not lower
     for axes in figure.axes:
         lines = [drawn for drawn in axes.get_lines() if drawn.get_gid()]
         ends = [(drawn.get_xdata()[-1], drawn.get_ydata()[-1]) for drawn in lines]
-        heights = [axes.transAxes.inverted().transform(axes.transData.transform(end))[1] for end in ends]
+        places = [axes.transAxes.inverted().transform(axes.transData.transform(end)) for end in ends]
+        last = [index for index, end in enumerate(ends) if end[0] == max(x for x, _ in ends)]
         point = figure.dpi / 72 / axes.bbox.height
-        moved = apart(heights, 12 * point, 4 * point)
-        for index, (drawn, end) in enumerate(zip(lines, ends, strict=True)):
+        moved = apart([places[index][1] for index in last], 12 * point, 4 * point)
+        low = [height < 0.6 for _, height in places]  # leaves room above
+        texts = {
+            index: (place + (0, 0.28 if low[index] else -0.28), "center", (0.5, 0 if low[index] else 1))
+            for index, place in enumerate(places)
+        }
+        texts |= {index: ((1.05, moved[rank]), "left", (0, 0.5)) for rank, index in enumerate(last)}
+        for index, (place, side, start) in texts.items():
+            colour = lines[index].get_color()
             axes.annotate(
-                drawn.get_gid(),
-                end,
-                (1.05, moved[index]),
+                lines[index].get_gid(),
+                ends[index],
+                place,
                 textcoords="axes fraction",
+                ha=side,
                 va="center",
-                color=drawn.get_color(),
-                arrowprops={"arrowstyle": "-", "linestyle": ":", "color": drawn.get_color(), "relpos": (0, 0.5)},
+                color=colour,
+                arrowprops={"arrowstyle": "-", "linestyle": ":", "color": colour, "relpos": start},
                 annotation_clip=False,
             )
     figure.savefig(file, dpi=120)

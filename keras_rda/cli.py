@@ -37,7 +37,7 @@ class _Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except click.exceptions.Exit:  # of --help: a RuntimeError, but none of ours
+        except click.exceptions.Exit:  # --help ends so: a RuntimeError, but none of ours
             raise
         except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
             raise click.ClickException(output.one_line(error)) from error
@@ -58,20 +58,24 @@ def main():
     """Smaller and faster LiteRT (TFLite) files from Keras models with zeros."""
 
 
-@main.command()
+@main.command(short_help="Show the zeros (σ) and bytes of every weight.")
 @click.argument("file", type=_file)
 @_json_option
 def inspect(file, as_json):
     """Show the zeros (σ) and bytes of every weight of a .keras or .tflite FILE."""
     if file.suffix == ".tflite":
         tensors = weights.stored(flatbuffer.read(file))
-        _show(report.tensor_table(tensors), [dataclasses.asdict(tensor) for tensor in tensors], as_json)
+        _show(
+            report.tensor_table(tensors, "operators left out"),
+            [dataclasses.asdict(tensor) for tensor in tensors],
+            as_json,
+        )
     else:
         summary = metrics.summarize(_load(file).weights)
         _show(summary, [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in summary.rows], as_json)
 
 
-@main.command()
+@main.command(short_help="Remove dead channels; the outputs stay the same.")
 @click.argument("source", metavar="IN", type=_file)
 @click.argument("target", metavar="OUT", type=_new_file)
 @click.option("--fold-batch-norm", is_flag=True, help="Multiply batch normalisation into the layers before it.")
@@ -108,7 +112,7 @@ def export(source, target, quantize, representative_data, machine, html, as_json
     _show(result, result.to_dict(), as_json)
 
 
-@main.command(name="verify")
+@main.command(name="verify", short_help="Compare a LiteRT file's outputs with its model's.")
 @click.argument("model", metavar="MODEL", type=_file)
 @click.argument("file", type=_file)
 @_data_option
@@ -128,7 +132,7 @@ def verify_command(model, file, representative_data, machine, as_json):
         raise click.ClickException(output.printable(f"{file} does not compute what {model} does."))
 
 
-@main.command()
+@main.command(short_help="Time LiteRT files in turns.")
 @click.argument("files", nargs=-1, required=True, type=_file)
 @click.option(
     "--seconds", default=2.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="For each file."
@@ -171,7 +175,7 @@ def _arrays(path):
         try:
             data = np.load(file, allow_pickle=False)
             return data if isinstance(data, np.ndarray) else dict(data)
-        except Exception as error:  # of NumPy, zipfile, zlib, tokenize, …
+        except Exception as error:  # NumPy, zipfile, zlib and tokenize raise their own
             message = f"'{path}' is no '.npy' or '.npz' file of numbers (numpy.save, numpy.savez), or is damaged."
             raise ValueError(message) from error
 

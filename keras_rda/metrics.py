@@ -53,19 +53,24 @@ class SparsitySummary:
 
     def __str__(self):
         table = output.table("variable")
-        for name in ("shape", "penalised"):
+        compiled = any(row.penalised is not None for row in self.rows)
+        for name in ("shape", "penalised" if compiled else "kernel"):
             table.add_column(name, no_wrap=True)
         for name in ("zeros", "σ", "bytes"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            shape = " × ".join(map(str, row.shape)) or "scalar"
-            penalised = {True: "yes", False: "no", None: "by default" if row.kernel else "no"}[row.penalised]
+            shape = "×".join(map(str, row.shape)) or "scalar"
+            chosen = "yes" if (row.penalised if compiled else row.kernel) else "no"
             table.add_row(
-                output.Name(row.path), shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}"
+                output.Name(row.path), shape, chosen, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}"
             )
         table.add_section()
-        zeros, total = sum(row.zeros for row in self.rows), sum(row.bytes for row in self.rows)
-        table.add_row("all", "", "", f"{zeros:,}", f"{self.sparsity():.4f}", f"{total:,}")
+        kernels = [row for row in self.rows if row.kernel]
+        for name, rows in (("all", self.rows), ("kernels", kernels)):
+            if rows or name == "all":
+                zeros, total = sum(row.zeros for row in rows), sum(row.bytes for row in rows)
+                sigma = self.sparsity(kernels_only=name == "kernels")
+                table.add_row(name, "", "", f"{zeros:,}", f"{sigma:.4f}", f"{total:,}")
         return output.text(table, width=output.WIDTH)
 
 
@@ -76,7 +81,7 @@ def summary(model: keras.Model) -> SparsitySummary:
         model: A built Keras model.
 
     Returns:
-        A `SparsitySummary`; `print` shows a table.
+        A `SparsitySummary`; `print` shows a table, whose last rows are σ over all of them and over the kernels.
 
     Raises:
         ValueError: the optimizer that the model is compiled with cannot be built for it, such as for an exclusion that

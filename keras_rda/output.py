@@ -34,6 +34,19 @@ def text(*parts, width):
     return "\n".join(map(printable, capture.get().split("\n")))
 
 
+def rounded(number):
+    """A number from 1,000 on, in three digits and a unit's prefix: `"1.34 M"`."""
+    power, prefix = next(
+        (power, prefix) for power, prefix in ((9, "G"), (6, "M"), (3, "k")) if number >= 0.9995 * 10**power
+    )
+    return f"{number / 10**power:#.3g}".rstrip(".") + f" {prefix}"
+
+
+def size(number):
+    """Bytes for people: `"1.34 MB"`."""
+    return f"{number} bytes" if number < 1000 else f"{rounded(number)}B"
+
+
 def printable(line):
     """A line in which what would command the terminal is `�`."""
     return "".join("\N{REPLACEMENT CHARACTER}" if _commands(letter) else letter for letter in line)

@@ -54,7 +54,11 @@ def run(*arguments, code=0):
 
 
 def test_from_model_to_verified_file(folder):
-    assert "conv/kernel" in run("inspect", "model.keras")
+    table = run("inspect", "model.keras")
+    assert "conv/kernel" in table
+    *_, (*all_weights, _), (*kernels, _) = [line.split() for line in table.strip().splitlines()]
+    assert (all_weights[0], kernels[0]) == ("all", "kernels")
+    assert kernels[-1] == f"{keras_rda.sparsity(keras.models.load_model('model.keras'), kernels_only=True):.4f}"
     rows = json.loads(run("inspect", "model.keras", "--json"))
     assert rows[0]["sparsity"] == 0.5
     assert "32 → 16" in run("compress", "model.keras", "small.keras")
@@ -64,7 +68,9 @@ def test_from_model_to_verified_file(folder):
     assert "<!doctype html>" in (folder / "report.html").read_text()
     tensors = json.loads(run("inspect", "small.tflite", "--json"))
     assert [tensor["operator"] for tensor in tensors] == ["CONV_2D", "FULLY_CONNECTED"]
-    assert "σ" in run("inspect", "small.tflite")
+    head, *_, last = run("inspect", "small.tflite").splitlines()
+    assert head.split()[0] == "tensor"  # names of the file's own
+    assert last.rstrip().endswith("operators left out")
     assert run("verify", "model.keras", "small.tflite").count("passed") == 2
     checks = json.loads(run("verify", "model.keras", "small.tflite", "--json"))
     assert [check["passed"] for check in checks] == [True, True]
@@ -90,7 +96,9 @@ def test_quantized_with_representative_data(folder):
 
 @pytest.mark.parametrize("command", ["", "inspect", "compress", "export", "verify", "benchmark"])
 def test_help(command):
-    assert "Usage:" in run(*command.split(), "--help")
+    text = run(*command.split(), "--help")
+    assert "Usage:" in text
+    assert "..." not in text.partition("Commands:")[2]  # each command in a line
 
 
 def test_wrong_pair_fails(folder):

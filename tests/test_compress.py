@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_rda
+from keras_rda import output
 from keras_rda.compression import activations, rules
 
 layers = keras.layers
@@ -773,6 +774,14 @@ def test_report_counts_parameters_multiply_adds_and_bytes():
     assert dictionary["layers"][0]["name"] == "a"
     for part in ("224 → 168", "all", "3,456 → 2,592"):
         assert part in str(report)
+    sizes = " → ".join(map(output.size, report.total("bytes")))
+    assert str(report).splitlines()[0] == f"2 of 10 channels removed, weights (dense) {sizes}"
+
+
+def test_report_says_when_nothing_goes():
+    model = chain(layers.Conv2D(8, 3, name="a"), layers.Flatten(), layers.Dense(2, name="b"))
+    report = keras_rda.compress(model, report=True)[1]
+    assert str(report).strip() == "Nothing to remove: no dead or unread channels."
 
 
 def test_report_fits_a_terminal_and_breaks_no_word():

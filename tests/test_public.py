@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 
@@ -73,7 +74,12 @@ def test_examples_in_docstrings_run(example, tmp_path, monkeypatch):
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(4)])
     model.compile(keras_rda.MRDA(), loss="mse")
     example.globs.update(
-        keras=keras, keras_rda=keras_rda, model=model, x=random.normal(size=(512, 8)), y=random.normal(size=(512, 4))
+        keras=keras,
+        keras_rda=keras_rda,
+        math=math,
+        model=model,
+        x=random.normal(size=(512, 8)),
+        y=random.normal(size=(512, 4)),
     )
     result = doctest.DocTestRunner().run(example)
     assert (result.attempted, result.failed) == (len(example.examples), 0)

@@ -1,5 +1,6 @@
 """An export's report: what people read on a terminal and in a page."""
 
+import dataclasses
 import html
 import json
 import shutil
@@ -12,8 +13,8 @@ from click.testing import CliRunner
 from helpers import BACKEND, sparsify, wide_network
 
 import keras_rda
-from keras_rda import cli
-from keras_rda.litert import page
+from keras_rda import cli, output
+from keras_rda.litert import graph, page
 
 pytestmark = [
     pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow"),
@@ -33,6 +34,8 @@ def test_report_as_table_dictionary_and_page(tmp_path):
         variable.path for variable in model.weights if variable.name == "kernel"
     ]
     text = str(report)
+    for part in ("operators included", "zeros stored sparsely, float32", "XNNPACK, as applications run"):
+        assert part in text
     for part in ("information-theoretic floor", "latency, sparse", "zeros faster, Arm", "no: ", "not tried: larger"):
         assert part in text
     report.to_html(tmp_path / "report.html")
@@ -42,6 +45,11 @@ def test_report_as_table_dictionary_and_page(tmp_path):
     assert content.count('class="bar zeros"') == len(report.tensors) == 3
     times = f"{report.dense_bytes / report.bytes:.1f}"
     assert f">Right, {times} times smaller</h1>" in content
+    for part in ("same outputs as the Keras model", "Written: zeros stored sparsely.", "XNNPACK, as applications run"):
+        assert part in content
+    assert ">floor" not in content
+    lost = dataclasses.replace(report, lost=("1 of 4 channels of 'output_0'",))
+    assert "same outputs" not in page.render(lost)
     for tensor in report.tensors:
         assert tensor.keras_path in content.replace("<wbr>", "")
         assert tensor.name in content.replace("<wbr>", "")
@@ -60,6 +68,9 @@ MEASURE = """<script>onload = () => document.title = JSON.stringify(
         element => element.getBoundingClientRect().right > page.clientWidth).length,
       zeros: [...inside.querySelectorAll('#tensors .zeros > div')].map(
         bar => bar.getBoundingClientRect().width / bar.parentNode.getBoundingClientRect().width),
+      unlabelled: [...inside.querySelectorAll('.tile')].filter(
+        tile => Math.min(tile.offsetWidth, tile.offsetHeight) > 40 && Math.max(tile.offsetWidth, tile.offsetHeight) > 70
+          && !tile.querySelector('span').offsetHeight).length,
       areas: [...inside.querySelectorAll('.tile')].map(
         tile => tile.offsetWidth * tile.offsetHeight / (tiles.offsetWidth * tiles.offsetHeight)),
       requests: frame.contentWindow.performance.getEntriesByType('resource').length}}))</script>"""
@@ -70,8 +81,11 @@ def test_page_fits_a_laptop_and_a_phone(tmp_path):
     names = keras.Sequential(
         [keras.Input((8, 8, 3)), keras.layers.Conv2D(32, 3, name="a_layer_" + 9 * "of_a_long_name")]
     )
-    for model in (sparsify(wide_network()), sparsify(names)):
-        report = keras_rda.export(model, tmp_path / "model.tflite")
+    reports = [
+        keras_rda.export(model, tmp_path / "model.tflite") for model in (sparsify(wide_network()), sparsify(names))
+    ]
+    alike = reports[0].tensors[:1] * 20  # tiles of which the phone shows the width of a word
+    for report in (*reports, dataclasses.replace(reports[0], bytes=21 * alike[0].bytes, tensors=alike)):
         report.to_html(tmp_path / "report.html")
         content = html.escape((tmp_path / "report.html").read_text())
         frames = [f'<iframe style="border: 0; width: {width}px" srcdoc="{content}"></iframe>' for width in WIDTHS]
@@ -82,10 +96,10 @@ def test_page_fits_a_laptop_and_a_phone(tmp_path):
             [*command, f"file://{tmp_path / 'frames.html'}"], capture_output=True, text=True, timeout=120
         )
         measured = json.loads(result.stdout.split("<title>")[1].split("</title>")[0])
-        largest = max(tensor.bytes for tensor in report.tensors) / report.bytes
+        largest = max(report.bytes - report.weight_bytes, *(tensor.bytes for tensor in report.tensors)) / report.bytes
         for width, frame in zip(WIDTHS, measured, strict=True):
             assert width - 20 <= frame["width"] <= width
-            assert frame["overflow"] == frame["outside"] == 0
+            assert frame["overflow"] == frame["outside"] == frame["unlabelled"] == 0
             np.testing.assert_allclose(frame["zeros"], [tensor.zeros for tensor in report.tensors], atol=0.02)
             np.testing.assert_allclose(max(frame["areas"]), largest, atol=0.02)
             assert frame["requests"] == 0  # one file, self-contained
@@ -107,11 +121,16 @@ def test_tiles_fill_the_picture_by_their_bytes():
     assert page.tiles([]) == []
 
 
+def test_every_operator_with_weights_has_a_kind():
+    assert set(page._KINDS) == set(graph.OPERANDS)
+
+
 @pytest.mark.parametrize(
-    ("number", "text"), [(0, "0 bytes"), (999, "999 bytes"), (24_047, "24.0 kB"), (1_003_633, "1.00 MB")]
+    ("number", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (24_047, "24.0 kB"), (999_600, "1.00 MB"), (1_003_633, "1.00 MB")],
 )
 def test_sizes_for_people(number, text):
-    assert page.size(number) == text
+    assert output.size(number) == text
 
 
 def run(*arguments):

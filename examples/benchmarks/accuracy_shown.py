@@ -60,9 +60,9 @@ def plot(results, file):
     for part, row in zip(parts, rows, strict=True):
         for panel, (_, draw, title, *what) in zip(part.subplots(1, len(row), squeeze=False)[0], row, strict=True):
             draw(panel, *what)
-            panel.set(title=title)
-    words = "Mean ± standard deviation over seeds, test images. python examples/benchmarks/accuracy.py --show"
-    plotting.save(figure, file, words)
+            panel.set_title(title, loc="left" if draw is curves else "right")  # where long names leave it room
+    words = "Mean ± standard deviation over seeds, hollow: one seed; test images."
+    plotting.save(figure, file, f"{words} python examples/benchmarks/accuracy.py --show")
 
 
 def curves(panel, methods, dense):
@@ -80,8 +80,8 @@ def curves(panel, methods, dense):
 def dots(panel, methods):
     ranked = sorted(methods.items(), key=lambda method: statistics.mean(method[1]))
     for row, (method, top1) in enumerate(ranked):
-        deviation = statistics.stdev(top1) if len(top1) > 1 else None
-        panel.errorbar(statistics.mean(top1), row, xerr=deviation, fmt="o", capsize=3, color=plotting.colour(method))
+        look = {"xerr": statistics.stdev(top1)} if len(top1) > 1 else {"markerfacecolor": "white"}
+        panel.errorbar(statistics.mean(top1), row, fmt="o", capsize=3, color=plotting.colour(method), **look)
     panel.set_yticks(range(len(ranked)), [plotting.name(method) for method, _ in ranked])
     for text, (method, _) in zip(panel.get_yticklabels(), ranked, strict=True):
         text.set_color(plotting.colour(method))

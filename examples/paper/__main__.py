@@ -207,7 +207,7 @@ def render(file, output):
         runs = {name: sum(bool(results.matching(group, c.run)) for c in cells) for name, (_, cells) in TABLES.items()}
         for name in filter(runs.get, TABLES):
             parts.append(results.markdown(name, group, caption))
-            if runs[name] > 1:  # a single cell is no picture
+            if plots.is_worth_a_picture(name, runs[name]):
                 picture = f"{name}-{results.slug(caption)}.png"
                 plots.table(name, group, caption, output / picture)
                 parts.append(f"![{name}]({picture})\n")

@@ -16,16 +16,18 @@ from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 class _Judge(keras.callbacks.Callback):
     """Has a `TargetSparsity` judge the end of training when all other callbacks have had theirs."""
 
-    def __init__(self, steering):
+    def __init__(self, judged):
         super().__init__()
-        self.steering = steering
+        self.judged = judged
 
     def on_train_end(self, logs=None):
-        self.steering._judge()
+        self.judged._judge()
 
 
 class TargetSparsity(keras.callbacks.Callback):
     """Steers λ so that training ends at a wanted σ, on every optimizer of this package that has a penalty.
+
+    Add it to the callbacks of `fit`, and λ is found while the network trains. How:
 
     σ should be `σ_0 + (target − σ_0)·(1 − (1 − u)³)`, with σ_0 as it is when training begins and u going from 0 to 1
     between the shares `begin` and `end` of training, and stay at the target from there. Until `begin`, the warm-up, λ
@@ -64,7 +66,7 @@ class TargetSparsity(keras.callbacks.Callback):
 
     Example:
 
-    >>> rate = keras.optimizers.schedules.CosineDecay(1.0, 20 * len(x) // 32)
+    >>> rate = keras.optimizers.schedules.CosineDecay(1.0, 20 * math.ceil(len(x) / 32))
     >>> model.compile(keras_rda.XRDA(rate), loss="mse")
     >>> history = model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0)
     >>> round(keras_rda.sparsity(model, kernels_only=True), 2)
@@ -134,7 +136,7 @@ class TargetSparsity(keras.callbacks.Callback):
         callers = _keras.callback_list(self)
         self._others = [] if callers is None else list(callers.callbacks)
         self._is_judged_last = callers is not None
-        if callers is not None and not any(getattr(other, "steering", None) is self for other in callers.callbacks):
+        if callers is not None and not any(getattr(other, "judged", None) is self for other in callers.callbacks):
             callers.callbacks.append(_Judge(self))
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -249,7 +251,7 @@ class TargetSparsity(keras.callbacks.Callback):
         for group in self._groups:
             advice = usual
             sigma = group.measure(lambda kernel: kernel.value)
-            optimizer.steering.forget(group.positions)
+            optimizer.steering_memory.forget(group.positions)
             if abs(sigma - group.target) > self.TOLERANCE:
                 strength = group.strength(optimizer)
                 if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it

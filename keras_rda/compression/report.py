@@ -71,13 +71,32 @@ class CompressionReport:
             table.add_row(output.Name(row.name), *map(_change, (row.channels, row.parameters, row.multiply_adds)))
         table.add_section()
         table.add_row("all", "", *(_change(self.total(name)) for name in ("parameters", "multiply_adds")))
-        lines = [f"Bytes of the weights, dense: {_change(self.total('bytes'))}"]
-        lines += [
+        lines = [
             f"Channels without weights that stay in '{row.name}', {row.zeros_kept}: {'; '.join(row.reasons)}"
             for row in self.rows
             if row.zeros_kept
         ]
-        return output.text(table, *lines, *self.notes, width=100)
+        parts = [table] if self._changed else []
+        return output.text(self._headline, *parts, *lines, *self.notes, width=output.WIDTH)
+
+    @property
+    def _changed(self):
+        return any(before != after for before, after in (self.total("bytes"), self._channels))
+
+    @property
+    def _channels(self):
+        pairs = [row.channels for row in self.rows if row.channels]
+        return tuple(sum(pair[side] for pair in pairs) for side in (0, 1))
+
+    @property
+    def _headline(self):
+        if self._changed:
+            before, after = self._channels
+            sizes = " → ".join(map(output.size, self.total("bytes")))
+            return f"{before - after:,} of {before:,} channels removed, weights (dense) {sizes}"
+        if any(row.zeros_kept for row in self.rows):
+            return "Nothing could be removed."
+        return "Nothing to remove: no dead or unread channels."
 
 
 def _change(pair):
@@ -91,10 +110,7 @@ def _number(value):
     """Five digits at the most: 12,345 or 1.23 M."""
     if value is None:
         return "?"
-    if value < 100_000:
-        return f"{value:,}"
-    power, unit = next((power, unit) for power, unit in ((9, "G"), (6, "M"), (3, "k")) if value >= 0.9995 * 10**power)
-    return f"{value / 10**power:#.3g}".rstrip(".") + f" {unit}"
+    return f"{value:,}" if value < 100_000 else output.rounded(value)
 
 
 def make_report(flat, analysis, made, tensors):

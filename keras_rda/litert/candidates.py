@@ -47,7 +47,6 @@ def make(model, quantize, samples, directory):
             continue
         try:
             dense, graph, notes = _converted(source, quantize, samples)
-            work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
         except Exception as error:
             if prefix:
                 files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
@@ -56,6 +55,7 @@ def make(model, quantize, samples, directory):
                 f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
                 f"{_cause(error)}"
             ) from error
+        work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
         # The strategies differ only where weights are quantised.
         written, tensors = set(), []
         for strategy in encode.STRATEGIES if quantize else encode.STRATEGIES[:1]:

@@ -5,6 +5,7 @@ import itertools
 
 import jinja2
 
+from keras_rda import output
 from keras_rda.litert.layer_names import label
 
 # Width : height of the picture of the bytes on a wide screen.
@@ -12,12 +13,13 @@ _ASPECT = 2
 _KINDS = {
     "CONV_2D": "convolutions",
     "CONV_3D": "convolutions",
+    "CONV_3D_TRANSPOSE": "convolutions",
     "TRANSPOSE_CONV": "convolutions",
     "DEPTHWISE_CONV_2D": "depthwise convolutions",
     "FULLY_CONNECTED": "dense layers",
     "BATCH_MATMUL": "dense layers",
 }
-_OTHER, _REST = "other weights", "graph, biases, scales"
+_OTHER, _REST = "other weights", "no weights: graph, biases, scales"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +44,12 @@ def render(report):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(size=size, count="{:,}".format, label=label)
+    environment.filters.update(size=output.size, count="{:,}".format, label=label)
     pieces = [(label(tensor), _KINDS.get(tensor.operator, _OTHER), tensor.bytes) for tensor in report.tensors]
     pieces.append((_REST, _REST, max(report.bytes - report.weight_bytes, 0)))
     return environment.get_template("report.html").render(
         report=report, tiles=tiles(pieces), kinds=list(dict.fromkeys([*_KINDS.values(), _OTHER, _REST]))
     )
-
-
-def size(number):
-    """Bytes for people: `"1.34 MB"`."""
-    for unit, name in ((1e6, "MB"), (1e3, "kB")):
-        if number >= unit:
-            return f"{number / unit:#.3g}".rstrip(".") + f" {name}"
-    return f"{number} bytes"
 
 
 def tiles(pieces):

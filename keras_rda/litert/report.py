@@ -2,15 +2,19 @@
 
 import dataclasses
 import functools
+import pathlib
 
 from rich.table import Table
 
 from keras_rda import output
-from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
 from keras_rda.litert.layer_names import label
 from keras_rda.litert.verification import Check, worst
+from keras_rda.litert.weights import TensorEncoding
 from keras_rda.litert.xnnpack import SparseKernels
+
+# What the parts of candidates' names mean.
+_WORDS = {"compressed": "dead channels removed", "sparse": "zeros stored sparsely", "dense": "zeros stored in full"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +36,11 @@ class Candidate:
     @property
     def passed(self):
         return bool(self.checks) and all(check.passed for check in self.checks)
+
+    @property
+    def words(self):
+        """What was done, such as `"dead channels removed, zeros stored sparsely"`."""
+        return ", ".join(_WORDS.get(part, part) for part in self.name.split(", "))
 
     @property
     def result(self):
@@ -139,20 +148,26 @@ class ExportReport:
         return output.text(self._summary(), tensor_table(self.tensors), width=output.WIDTH)
 
     def _summary(self):
-        table = Table("LiteRT file", self.path)
+        table = Table("LiteRT file", pathlib.Path(self.path).name)
         table.add_row("result", self.headline)
-        table.add_row("written", f"{self.chosen.name}, {self.quantize or 'float32'}")
+        table.add_row("written", f"{self.chosen.words}, {self.quantize or 'float32'}")
         table.add_row(
             "bytes", f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})"
         )
         table.add_row("bytes, gzip", f"{self.gzip_bytes:,} (dense {self.dense_gzip_bytes:,})")
         if self.floor_bytes:
             over = self.weight_bytes / self.floor_bytes
-            table.add_row("weights", f"{self.weight_bytes:,} bytes; {over:.3f} × the information-theoretic floor")
-            table.add_row("graph, biases, scales", f"{self.bytes - self.weight_bytes:,} bytes")
+            table.add_row(
+                "weights", f"{self.weight_bytes:,} bytes; {over:.3f} × the least (information-theoretic floor)"
+            )
+            table.add_row(
+                "everything else", f"{self.bytes - self.weight_bytes:,} bytes: the network's graph, biases, scales"
+            )
         table.add_row("σ of the kernels", f"{self.sparsity:.4f}")
         for check in self.chosen.checks:
             table.add_row("verified", str(check))
+        if self.chosen.checks:
+            table.add_row("default delegate", "XNNPACK, as applications run the file")
         for line in self.lost:
             table.add_row("lost in rounding", f"{line} differ from Keras by as much as they vary")
         for candidate in self.candidates:
@@ -185,9 +200,10 @@ class ExportReport:
         return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere)]
 
 
-def tensor_table(tensors):
-    """A `rich` table of how each tensor is stored."""
-    table = output.table("weight", "shape", "type")
+def tensor_table(tensors, counted="operators included"):
+    """A `rich` table of how each tensor is stored; `counted` says of the bytes whether they count added operators."""
+    # Names of the file's own number layers otherwise than Keras does.
+    table = output.table("weight" if any(tensor.keras_path for tensor in tensors) else "tensor", "shape", "type")
     for name in ("σ", "bytes", "dense"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("stored")
@@ -200,5 +216,5 @@ def tensor_table(tensors):
         table.add_row(output.Name(label(tensor)), shape, tensor.dtype, f"{tensor.zeros:.4f}", *numbers, stored)
     table.add_section()
     totals = (f"{sum(getattr(t, name) for t in tensors):,}" for name in ("bytes", "dense_bytes"))
-    table.add_row("all", "", "", "", *totals, "")
+    table.add_row("all", "", "", "", *totals, counted)
     return table

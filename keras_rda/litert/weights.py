@@ -23,7 +23,8 @@ class TensorEncoding:
         zeros: σ, the share of entries that are zero.
         encoding: `"dense"`, or such as `"sparse, 1-byte indices"`, followed by what else changed: `"float32 values"`
             are stored, the operator computes in `"float32 arithmetic"`, or it is expressed `"as a convolution"`.
-        bytes: What it takes in the file, with its indices and the operators that were added: at most so many.
+        bytes: What it takes in the file, with its indices and the operators that were added: at most so many. (Without
+            the operators if the file alone was read: `stored`.)
         dense_bytes: What it takes in the dense file.
         floor_bytes: Information-theoretic floor for zeros at random: the other values, and n·H(σ)/8 bytes that tell
             where they are (n entries; H: binary entropy in bits).

@@ -37,18 +37,17 @@ class SparseKernels:
     faults: tuple[str, ...] = ()
 
 
-def sparse_kernels(source):
+def sparse_kernels(path):
     """Say whether a LiteRT file runs faster for its zeros on Arm; return `SparseKernels`.
 
     Args:
-        source: The path of a `.tflite` file, or its `ModelT` (of `flatbuffer.read`).
+        path: The `.tflite` file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no LiteRT file.
     """
-    is_parsed = isinstance(source, flatbuffer.schema().ModelT)
-    return analyze(source if is_parsed else flatbuffer.read(source))[0]
+    return analyze(flatbuffer.read(path))[0]
 
 
 def here():
