@@ -108,11 +108,10 @@ def save(figure, file, command):
         last = [index for index, end in enumerate(ends) if end[0] == max(x for x, _ in ends)]
         point = figure.dpi / 72 / axes.bbox.height
         moved = apart([places[index][1] for index in last], 12 * point, 4 * point)
-        low = [height < 0.6 for _, height in places]  # leaves room above
-        texts = {
-            index: (place + (0, 0.28 if low[index] else -0.28), "center", (0.5, 0 if low[index] else 1))
-            for index, place in enumerate(places)
-        }
+        texts = {}
+        for index, (x, y) in enumerate(places):
+            up = y < 0.6  # leaves room above
+            texts[index] = (x, y + 0.28 if up else y - 0.28), "center", (0.5, 0 if up else 1)
         texts |= {index: ((1.05, moved[rank]), "left", (0, 0.5)) for rank, index in enumerate(last)}
         for index, (place, side, start) in texts.items():
             colour = lines[index].get_color()
