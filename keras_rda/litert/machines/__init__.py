@@ -1,0 +1,1 @@
+"""Places where LiteRT files run."""
