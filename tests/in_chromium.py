@@ -74,7 +74,7 @@ def main(runner, litert, folder):
         done = server.done.wait(100)
         browser.terminate()
         browser.wait()
-    sys.exit(server.error if done else "Chromium did not end")
+    sys.exit(server.error or None if done else "Chromium did not end")
 
 
 if __name__ == "__main__":

@@ -78,8 +78,9 @@ export async function run(core, wasm, read, write) {
       job.times.push(performance.now() - start);
     }
   }
-  const median = times => times.sort((a, b) => a - b)[times.length >> 1];
-  await write('times.json', JSON.stringify(Object.fromEntries(loaded.map(({id, times}) => [id, median(times) / 1000]))));
+  // The least, not the median: where others want the processor too, they interrupt long runs and spare short ones.
+  const seconds = loaded.map(({id, times}) => [id, Math.min(...times) / 1000]);
+  await write('times.json', JSON.stringify(Object.fromEntries(seconds)));
 }
 
 if (globalThis.process?.versions.node) {
