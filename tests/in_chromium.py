@@ -1,9 +1,8 @@
-"""Stand-alone script: run `wasm_runner.mjs` in headless Chromium, served by a server of its own: a `command` for `wasm.run`.
+"""Stand-alone script, a `command` for `wasm.run`: runs `wasm_runner.mjs` in headless Chromium, on a server of its own.
 
-    python in_chromium.py RUNNER LITERT FOLDER
+python in_chromium.py RUNNER LITERT FOLDER
 """
 
-import functools
 import http.server
 import pathlib
 import shutil
