@@ -135,7 +135,7 @@ def arm(folder):
         table.add_column(name, justify="right")
     for quantize in (None, "float16"):
         report = keras_rda.export(model, folder / "arm.tflite", quantize, machine="aarch64")
-        ratio = report.emulated_ratio
+        ratio = report.measured.ratio
         table.add_row(str(quantize), f"{ratio:.2f}", f"{1 / ratio:.2f}", f"{report.chosen.checks[-1].largest:.2g}")
     return table
 

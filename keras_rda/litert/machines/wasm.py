@@ -87,8 +87,8 @@ def run(jobs, repeats=0, timeout=600, command=None, place=None):
         place: The folder of LiteRT.js; by default `folder()`.
 
     Returns:
-        A list of `process.Run`, one for each job. A file that is refused, that LiteRT.js says an error of, or that crashes the
-        process has an `error`. That there is none does not mean that the outputs are right: compare them.
+        A list of `process.Run`, one for each job. A file that is refused, that LiteRT.js says an error of, or that
+        crashes the process has an `error`. That there is none does not mean that the outputs are right: compare them.
 
     Raises:
         FileNotFoundError: there is no such file.

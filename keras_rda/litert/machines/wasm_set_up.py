@@ -13,8 +13,8 @@ import tempfile
 
 import numpy as np
 
-from keras_rda.litert.machines.aarch64_set_up import small_file
 from keras_rda.litert.machines import wasm
+from keras_rda.litert.machines.aarch64_set_up import small_file
 
 # Package → its hash, as the npm registry gives it. The versions are those of `wasm.LITERT_JS`.
 _PACKAGES = {
