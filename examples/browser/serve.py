@@ -41,9 +41,7 @@ def network(alpha):
     mobilenet = keras_rda.models.MobileNetV1((SIZE, SIZE, 3), alpha, 10)
     for layer in mobilenet.layers:
         if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = (
-                0.9  # the default would average over the last 100 steps, two epochs
-            )
+            layer.momentum = 0.9  # the default would average over the last 100 steps, two epochs
     return keras.Model(digits, mobilenet(x))
 
 

@@ -86,7 +86,8 @@ def run(jobs, repeats=0, timeout=600, command=None, place=None):
 
     Returns:
         A list of `Run`, one for each job. A file that is refused, that LiteRT.js says an error of, or that crashes the
-        process has an `error`. That there is none does not mean that the outputs are right: compare them.
+        process has an `error`. That there is none does not mean that the outputs are right: compare them. `seconds` is
+        the least of the rounds, not the median: on a busy machine long runs are interrupted and short ones are not.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -181,6 +182,10 @@ def _signature(model):
     takes = [(named.get(index) or _text(graph.tensors[index].name), graph.tensors[index]) for index in graph.inputs]
     for name, index in places.items():
         _dtype(name, graph.tensors[index])
+        others = [other for other in places if other != name and places[other] == index]
+        others += [named.get(index)] if index in graph.inputs else []
+        if others:
+            raise ValueError(f"the output '{name}' is '{others[0]}' too, which LiteRT.js gets wrong: leave it out")
     return takes, {name: list(graph.outputs).index(index) for name, index in places.items()}
 
 
