@@ -34,6 +34,7 @@ class Browser:
         self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         self.call("Runtime.enable")
         self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete'")
 
     def __enter__(self):
         return self

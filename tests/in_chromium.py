@@ -5,14 +5,13 @@ python in_chromium.py RUNNER LITERT FOLDER
 
 import http.server
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+from browser import CHROMIUM, FLAGS
+
 TYPES = {".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
 PAGE = b"""<!doctype html><meta charset="utf-8"><body>
 <script type="importmap">{"imports": {"@litertjs/wasm-utils": "/litert/wasm-utils/dist/index.js"}}</script>

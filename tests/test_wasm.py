@@ -252,6 +252,21 @@ def test_types_that_it_lacks_are_refused_by_name(tmp_path):
 
 @needs_wasm
 @tensorflow_only
+@pytest.mark.parametrize("again", ["x", "y"])
+def test_a_tensor_that_is_two_things_is_refused(tmp_path, again):
+    """LiteRT.js returns what was in memory, for other outputs too."""
+    x = keras.Input((2,), name="x")
+    y = layers.ReLU()(x)
+    path = written(tmp_path / "twice.tflite", keras.Model(x, {"y": y, "z": {"x": x, "y": y}[again]}))
+    (run,) = wasm.run([(path, np.ones((1, 2)))])
+    first, second = {"x": "zx", "y": "yz"}[again]
+    assert run.error == (
+        f"ValueError: the output '{first}' is '{second}' too, which LiteRT.js gets wrong: leave it out"
+    )
+
+
+@needs_wasm
+@tensorflow_only
 def test_outputs_have_to_be_compared(tmp_path):
     """Without `repair`, such a tail is wrong, and no error says so."""
     model = network(layers.GlobalAveragePooling2D(keepdims=True))

@@ -28,22 +28,19 @@ from keras_rda.litert import wasm
 
 HERE = pathlib.Path(__file__).parent
 BATCH_SIZE = 64
-SIZE = 32  # to which the 8×8 digits are enlarged
 layers = keras.layers
 
 
-def network(alpha):
+def network(size, alpha):
     """From digits of 8×8 numbers between 0 and 16 to logits: enlarged, in the 3 channels that sparse kernels need."""
     digits = keras.Input((8, 8, 1), name="digit")
     x = layers.Rescaling(1 / 8, offset=-1)(digits)
-    x = layers.UpSampling2D(SIZE // 8, interpolation="bilinear")(x)
+    x = layers.UpSampling2D(size // 8, interpolation="bilinear")(x)
     x = layers.Concatenate()([x, x, x])
-    mobilenet = keras_rda.models.MobileNetV1((SIZE, SIZE, 3), alpha, 10)
+    mobilenet = keras_rda.models.MobileNetV1((size, size, 3), alpha, 10)
     for layer in mobilenet.layers:
         if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = (
-                0.9  # an epoch has 22 steps: statistics of the last hundred would be those of other weights
-            )
+            layer.momentum = 0.9  # the default would average over the last 100 steps, four epochs
     return keras.Model(digits, mobilenet(x))
 
 
@@ -67,9 +64,9 @@ def batches(x, y):
     return data.map(changed).prefetch(2)
 
 
-def trained(alpha, sparsity, epochs):
+def trained(size, alpha, sparsity, epochs):
     (x, y), _ = keras_rda.datasets.load_digits()
-    model = network(alpha)
+    model = network(size, alpha)
     rate = keras.optimizers.schedules.CosineDecay(1.0, epochs * (len(x) // BATCH_SIZE))
     optimizer = keras_rda.XRDA(rate, weight_decay=5e-4)
     # Zeros pay in 1×1 convolutions; the few other kernels stay dense.
@@ -78,14 +75,14 @@ def trained(alpha, sparsity, epochs):
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
-    model.fit(batches(x, y), epochs=epochs, verbose=2, callbacks=[keras_rda.TargetSparsity(sparsity)])
+    model.fit(batches(x, y), epochs=epochs, shuffle=False, verbose=2, callbacks=[keras_rda.TargetSparsity(sparsity)])
     return model
 
 
-def make(folder, alpha, sparsity, epochs):
+def make(folder, size, alpha, sparsity, epochs):
     """Fill the folder; what is put there last is the page."""
     wasm.set_up()
-    model = trained(alpha, sparsity, epochs)
+    model = trained(size, alpha, sparsity, epochs)
     folder.mkdir(parents=True, exist_ok=True)
     write(model, folder)
     (_, _), (x, y) = keras_rda.datasets.load_digits()
@@ -119,16 +116,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, default=HERE.parent / "output/browser")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    parser.add_argument("--alpha", type=float, default=1.0, help="factor of the numbers of channels")
+    parser.add_argument("--size", type=int, default=64, help="to which the 8×8 digits are enlarged, a multiple of 8")
+    parser.add_argument("--alpha", type=float, default=0.5, help="factor of the numbers of channels")
     parser.add_argument("--sparsity", type=float, default=0.9, help="wanted σ of the 1×1 kernels")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.epochs < 2:
         parser.error(f"--epochs must be at least 2; received {arguments.epochs}")
+    if arguments.size % 8 or arguments.size < 8:
+        parser.error(f"--size must be a multiple of 8; received {arguments.size}")
     keras.utils.set_random_seed(arguments.seed)
     if not (arguments.output / "index.html").is_file():
-        make(arguments.output, arguments.alpha, arguments.sparsity, arguments.epochs)
+        make(arguments.output, arguments.size, arguments.alpha, arguments.sparsity, arguments.epochs)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=arguments.output)
     with http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), handler) as server:
         print(f"Draw a digit: http://127.0.0.1:{server.server_port}/ (Ctrl+C ends)", flush=True)

@@ -183,6 +183,10 @@ def _signature(model):
     takes = [(named.get(index) or _text(graph.tensors[index].name), graph.tensors[index]) for index in graph.inputs]
     for name, index in places.items():
         _dtype(name, graph.tensors[index])
+        others = [other for other in places if other != name and places[other] == index]
+        others += [named.get(index)] if index in graph.inputs else []
+        if others:
+            raise ValueError(f"the output '{name}' is '{others[0]}' too, which LiteRT.js gets wrong: leave it out")
     return takes, {name: list(graph.outputs).index(index) for name, index in places.items()}
 
 
