@@ -90,7 +90,7 @@ def begin_fit_at(model, epoch):
 
 def sharding(variable):
     """How a variable is laid out over devices, as `add_variable` takes it; None where it is not."""
-    return getattr(variable, "_layout", None)
+    return _private(variable, "_layout") if keras.backend.backend() == "jax" else None
 
 
 def learning_rate_schedule(optimizer):
@@ -149,8 +149,9 @@ class Optimizer(keras.optimizers.Optimizer):
     def sum_over_replicas(self, value):
         """The sum of a value over the replicas of tf.distribute, each of which sees its own gradient. On JAX there is
         one gradient, of the whole batch."""
-        reduce = getattr(self, "_all_reduce_sum_gradients", None)
-        return reduce([(value, None)])[0][0] if reduce else value
+        if keras.backend.backend() != "tensorflow":
+            return value
+        return _private(self, "_all_reduce_sum_gradients")([(value, None)])[0][0]
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # Keras calls this once per real update (inside gradient accumulation's condition), with the variables that have

@@ -37,7 +37,7 @@ class _Commands(click.Group):
     def invoke(self, context):
         try:
             return super().invoke(context)
-        except click.exceptions.Exit:  # of --help: a RuntimeError, but none of ours
+        except click.exceptions.Exit:  # --help ends so: a RuntimeError, but none of ours
             raise
         except (OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
             raise click.ClickException(output.one_line(error)) from error
@@ -175,7 +175,7 @@ def _arrays(path):
         try:
             data = np.load(file, allow_pickle=False)
             return data if isinstance(data, np.ndarray) else dict(data)
-        except Exception as error:  # of NumPy, zipfile, zlib, tokenize, …
+        except Exception as error:  # NumPy, zipfile, zlib and tokenize raise their own
             message = f"'{path}' is no '.npy' or '.npz' file of numbers (numpy.save, numpy.savez), or is damaged."
             raise ValueError(message) from error
 

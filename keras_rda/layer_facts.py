@@ -84,7 +84,7 @@ def axes_of(model):
                 axes = _from_start(axes_in(layer, variable), len(variable.shape))
                 axes = axes or guess_axes(variable.path, variable.shape) or Axes(None, None)
                 if of(layer) is not None and getattr(layer, "groups", 1) > 1:
-                    axes = axes._replace(inputs=None)
+                    axes = Axes(None, axes.outputs)
                 if found.setdefault(variable.path, axes) != axes:
                     raise ValueError(
                         f"Two kernels of the model {model.name!r} have the path {variable.path!r} and are laid out "

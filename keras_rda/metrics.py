@@ -58,7 +58,7 @@ class SparsitySummary:
         for name in ("zeros", "σ", "bytes"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
-            shape = " × ".join(map(str, row.shape)) or "scalar"
+            shape = "×".join(map(str, row.shape)) or "scalar"
             penalised = {True: "yes", False: "no", None: "by default" if row.kernel else "no"}[row.penalised]
             table.add_row(
                 output.Name(row.path), shape, penalised, f"{row.zeros:,}", f"{row.sparsity:.4f}", f"{row.bytes:,}"

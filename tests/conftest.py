@@ -20,7 +20,7 @@ settings.load_profile("tests")
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz", type=int, default=100, help="damaged files for each reader")
-    parser.addoption("--contract", type=pathlib.Path, help="file for the table of test_combinations.py, as Markdown")
+    parser.addoption("--contract", type=pathlib.Path, help="folder for the table of test_combinations.py, as Markdown")
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -39,8 +39,10 @@ def pytest_terminal_summary(terminalreporter, config):
     lines = [["optimizer", "mode", "precision", *features], ["---"] * (3 + len(features))]
     lines += [[*place, *(row.get(feature, "not run") for feature in features)] for place, row in table.items()]
     title = f"# The contract on {BACKEND}\n\nKeras {keras.version()}: {', '.join(numbers)}.\n\n"
-    config.option.contract.parent.mkdir(parents=True, exist_ok=True)
-    config.option.contract.write_text(title + "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    config.option.contract.mkdir(parents=True, exist_ok=True)
+    (config.option.contract / f"{BACKEND}.md").write_text(
+        title + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from helpers import BACKEND, small_network, sparsify, wide_network
 
 import keras_rda
-from keras_rda.litert import aarch64, convert, encode, verification
+from keras_rda.litert import aarch64, convert, encode, flatbuffer, verification
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 pytestmark = [
@@ -141,6 +141,22 @@ def test_mobilenet_with_nine_zeros_in_ten(tmp_path):
         quantized = keras_rda.export(model, tmp_path / "model.tflite", "int8", images)
     assert {candidate.name: candidate.bytes for candidate in quantized.candidates}["sparse"] <= bytes_of["dense"] / 10.5
     assert quantized.bytes <= bytes_of["dense"] / 10.5
+
+
+@tensorflow_only
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_each_file_is_parsed_once(tmp_path, monkeypatch, quantize):
+    """An export parses what the converter wrote; `verify` and `benchmark` what somebody wrote."""
+    model, parsed, read = sparsify(wide_network()), [], flatbuffer.read
+    monkeypatch.setattr(flatbuffer, "read", lambda source: parsed.append(source) or read(source))
+    images = np.random.default_rng(0).uniform(-1, 1, (20, 8, 8, 3)).astype("float32")
+    path = tmp_path / "model.tflite"
+    assert "sparse" in keras_rda.export(model, path, quantize, images).chosen.name
+    assert [type(source) for source in parsed] == [bytes]
+    keras_rda.litert.verify(model, path, images)
+    keras_rda.litert.benchmark({"model": path}, seconds=0.01)
+    keras_rda.litert.predict(path, images)
+    assert parsed[1:] == [path] * 3
 
 
 @tensorflow_only

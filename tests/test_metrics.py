@@ -42,7 +42,7 @@ def test_summary(model):
     assert (row.path, row.shape, row.size, row.zeros, row.bytes) == ("sequential/dense/kernel", (3, 4), 12, 9, 48)
     assert row.sparsity == 0.75
     text = str(summary)
-    for part in ("sequential/dense/kernel", "3 × 4", "0.7500", "48", "all", "0.5588", "136"):
+    for part in ("sequential/dense/kernel", "3×4", "0.7500", "48", "all", "0.5588", "136"):
         assert part in text
 
 

@@ -126,27 +126,27 @@ class Steered:
         sigma = self.measure(optimizer.sparse_weights)
         # At σ = 1, where RDA begins, the first step forgets it.
         initial = sigma if sigma < 1 else 0.0
-        optimizer.steering.remember(self.positions, initial_sparsity=initial, begun=epoch + 1)
+        optimizer.steering_memory.remember(self.positions, initial_sparsity=initial, begun=epoch + 1)
 
     def begun(self, optimizer):
         """The epoch in which steering that has not ended began; None if there is none."""
-        begun = round(optimizer.steering.recall(self.positions[0], "begun"))
+        begun = round(optimizer.steering_memory.recall(self.positions[0], "begun"))
         return begun - 1 if begun else None
 
     def steer(self, optimizer, schedule, progress, interval):
         """Set λ at this progress in training, for as long as `interval`, a share of training."""
-        recall = optimizer.steering.recall
+        recall = optimizer.steering_memory.recall
         initial = recall(self.positions[0], "initial_sparsity")
         # One interval ahead, which is how long the new λ has to serve.
         wanted, limit = schedule.sparsity(progress + interval, initial, self.target), math.inf
         if progress > schedule.begin and (strengths := self.critical_strengths(optimizer)) is not None:
             limit = float(np.quantile(strengths, wanted))
             if not optimizer.strength_in_state or progress >= schedule.end:
-                optimizer.steering.remember(self.positions, measured_density=1 - wanted)
+                optimizer.steering_memory.remember(self.positions, measured_density=1 - wanted)
                 self.set_strength(optimizer, limit)
                 return
         density, sigma = recall(self.positions[0], "measured_density"), self.measure(optimizer.sparse_weights)
-        optimizer.steering.remember(self.positions, measured_density=1 - sigma)
+        optimizer.steering_memory.remember(self.positions, measured_density=1 - sigma)
         if progress <= schedule.begin:
             return
         aim = with_margin(self.target)
@@ -178,7 +178,7 @@ class Steered:
     def strength(self, optimizer):
         """λ of these kernels now."""
         exponent = float(keras.ops.convert_to_numpy(optimizer.strength_exponents)[self.positions[0]])
-        return float(optimizer.penalty.strength.numpy()) * math.exp(exponent)  # of the whole model zero
+        return float(optimizer.penalty.strength.numpy()) * math.exp(exponent)  # the exponent of a whole model is zero
 
     def set_strength(self, optimizer, strength):
         """Set λ of these kernels."""
@@ -189,7 +189,7 @@ class Steered:
         if float(optimizer.penalty.strength.numpy()) == 0:
             optimizer.penalty.strength = self.SMALLEST
         exponent = math.log(strength / float(optimizer.penalty.strength.numpy()))
-        optimizer.steering.set_exponents(self.positions, exponent)
+        optimizer.steering_memory.set_exponents(self.positions, exponent)
 
     def trim(self):
         """Zero the smallest weights or groups that are missing to the target; see `trim_limit`."""

@@ -16,12 +16,12 @@ from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 class _Judge(keras.callbacks.Callback):
     """Has a `TargetSparsity` judge the end of training when all other callbacks have had theirs."""
 
-    def __init__(self, steering):
+    def __init__(self, judged):
         super().__init__()
-        self.steering = steering
+        self.judged = judged
 
     def on_train_end(self, logs=None):
-        self.steering._judge()
+        self.judged._judge()
 
 
 class TargetSparsity(keras.callbacks.Callback):
@@ -134,7 +134,7 @@ class TargetSparsity(keras.callbacks.Callback):
         callers = _keras.callback_list(self)
         self._others = [] if callers is None else list(callers.callbacks)
         self._is_judged_last = callers is not None
-        if callers is not None and not any(getattr(other, "steering", None) is self for other in callers.callbacks):
+        if callers is not None and not any(getattr(other, "judged", None) is self for other in callers.callbacks):
             callers.callbacks.append(_Judge(self))
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -249,7 +249,7 @@ class TargetSparsity(keras.callbacks.Callback):
         for group in self._groups:
             advice = usual
             sigma = group.measure(lambda kernel: kernel.value)
-            optimizer.steering.forget(group.positions)
+            optimizer.steering_memory.forget(group.positions)
             if abs(sigma - group.target) > self.TOLERANCE:
                 strength = group.strength(optimizer)
                 if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-# Of Keras' own functions these act on each element alone: a constant channel stays one, and none depends on another.
+# Keras' own functions that act on each element alone: a constant channel stays one, and none depends on another.
 _ELEMENTWISE = {
     getattr(keras.activations, name)
     for name in (

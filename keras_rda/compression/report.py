@@ -77,7 +77,7 @@ class CompressionReport:
             for row in self.rows
             if row.zeros_kept
         ]
-        return output.text(table, *lines, *self.notes, width=100)
+        return output.text(table, *lines, *self.notes, width=output.WIDTH)
 
 
 def _change(pair):

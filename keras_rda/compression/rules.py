@@ -132,7 +132,7 @@ INTERNAL = {
     "Minimum": _MINIMUM,
     "Concatenate": passing.concatenate,
     **dict.fromkeys(("Log", "Log1p", "Reciprocal", "Rsqrt", "Sqrt"), passing.fragile(passing.elementwise)),
-    # Of masks.
+    # These make or pass masks.
     **dict.fromkeys(("Any", "Cast", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), mixing),
     "Reshape": Move("newshape"),
     "Mean": passing.reduce(zero_only=False),

@@ -57,11 +57,6 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
             continue
         try:
             dense, graph, notes = _converted(source, quantize, samples, batch_size)
-            work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
-            if machine == "micro" and (missing := micro.missing(graph)):
-                raise ExportError(f"TFLite Micro lacks operators of the model '{model.name}': {', '.join(missing)}.")
-        except ExportError:
-            raise
         except Exception as error:
             if prefix:
                 files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
@@ -70,6 +65,9 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
                 f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
                 f"{_cause(error)}"
             ) from error
+        if machine == "micro" and (missing := micro.missing(graph)):
+            raise ExportError(f"TFLite Micro lacks operators of the model '{model.name}': {', '.join(missing)}.")
+        work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
 
         def described(tensors, work=work, paths=paths):
             tensors = weights.in_order(tensors, work)

@@ -5,7 +5,7 @@ import typing
 
 import numpy as np
 
-# Of the schema's types, those whose entries this package looks at.
+# The schema's types whose entries this package looks at.
 DTYPES = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,

@@ -13,7 +13,7 @@ _MOVES = ((0, 0), (-1, 0), (-2, 0), (0, -1))
 # Cosine of a constant and its weight. Rounding to int8 leaves more than 0.99; equally shaped weights of other layers
 # are near 0, but for channels of very few entries.
 _ALIKE = 0.9
-_ENOUGH = 1 << 18  # entries to compare, about
+_ENOUGH = 1 << 16  # entries to compare, about
 # Parts of the converter's names that say what is computed, not which layer does it.
 _OPERATION = re.compile(r"[A-Z].*|(convolution|depthwise|separable_conv2d|batchnorm|mul|add|sub|truediv)(_\d+)?")
 _WEIGHTED = re.compile(r"/(convolution|depthwise|separable_conv2d|MatMul|GatherV2)")
@@ -49,6 +49,11 @@ def keras_paths(model, content):
     return paths
 
 
+def label(tensor):
+    """The name under which a `TensorEncoding` is shown: Keras', or what of the file's own tells the layer."""
+    return tensor.keras_path or shortened(tensor.name)
+
+
 def shortened(name):
     """What of a tensor's name in a LiteRT file tells the layer: `"block_1/conv2d_1"` of
     `"model_1/re_lu_1/Relu6;model_1/block_1/conv2d_1/convolution;"`.
@@ -61,11 +66,6 @@ def shortened(name):
     return "/".join(parts[1:] or parts) or name
 
 
-def label(tensor):
-    """The name under which a `TensorEncoding` is shown: Keras', or what of the file's tells the layer."""
-    return tensor.keras_path or shortened(tensor.name)
-
-
 def _constants(content):
     """Names and values, as far as a factor, of the constants of rank ≥ 2, in the order in which the file has them."""
     for graph in graphs(content):
@@ -74,8 +74,9 @@ def _constants(content):
             if values is None or graph.type(index) not in WEIGHT_TYPES or values.ndim < 2:
                 continue
             values = values.astype(np.float32)
-            if graph.type(index) == "INT8":
-                values -= tensor.quantization.zeroPoint[0]  # all are 0 where there are several
+            zero_points = getattr(tensor.quantization, "zeroPoint", None)
+            if zero_points is not None and len(zero_points):
+                values -= zero_points[0]  # all are 0 where there are several
             yield graph.name(index), values
 
 

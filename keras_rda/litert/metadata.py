@@ -2,17 +2,16 @@
 
 import numpy as np
 
-from keras_rda.litert import convert, flatbuffer
+from keras_rda.litert import convert
+from keras_rda.litert.graph import Graph, add_buffer, graphs, schema
 
 _METADATA = b"keras_rda.quantize"
 
 
 def mark(model, quantize):
     """Write into a `ModelT` how it is quantised: its zeros' neighbours may be stored in float32 all the same."""
-    schema = flatbuffer.schema()
-    data = np.frombuffer(quantize.encode(), np.uint8)
-    model.buffers.append(schema.BufferT(data=data))
-    entry = schema.MetadataT(name=_METADATA, buffer=len(model.buffers) - 1)
+    buffer = add_buffer(model, np.frombuffer(quantize.encode(), np.uint8))
+    entry = schema().MetadataT(name=_METADATA, buffer=buffer)
     model.metadata = [*(model.metadata or []), entry]
 
 
@@ -25,28 +24,25 @@ def quantization(model):
             if quantize not in convert.QUANTIZATIONS:
                 raise ValueError(f"The file says that it is quantised as {quantize[:20]!r}: it is corrupt.")
             return quantize
-    types = flatbuffer.schema().TensorType
     found = {
-        tensor.type
-        for graph in model.subgraphs
-        for tensor in graph.tensors
-        if model.buffers[tensor.buffer].data is not None and len(tensor.shape) > 1
+        graph.type(index)
+        for graph in graphs(model)
+        for index in range(len(graph.tensors))
+        if graph.is_stored(index) and len(graph.shape(index)) > 1
     }
-    return "int8" if types.INT8 in found else "float16" if types.FLOAT16 in found else None
+    return "int8" if "INT8" in found else "float16" if "FLOAT16" in found else None
 
 
 def output_steps(model):
     """Of a `ModelT`: dict of output name → the step of its int8 values, for outputs that are dequantised at the end."""
-    graph = model.subgraphs[0]
-    sources = {}
-    for operator in graph.operators:
-        if flatbuffer.operator_name(model, operator) == "DEQUANTIZE":
-            sources[operator.outputs[0]] = graph.tensors[operator.inputs[0]]
-    steps = {}
+    graph, steps = Graph(model), {}
     for place in (model.signatureDefs[0].outputs if model.signatureDefs else None) or []:
-        source = sources.get(place.tensorIndex)
-        if source is not None and source.quantization is not None and source.quantization.scale is not None:
-            steps[place.name.decode(errors="replace")] = float(max(source.quantization.scale))
+        producer = graph.producers.get(place.tensorIndex)
+        if producer is None or graph.kind(producer) != "DEQUANTIZE":
+            continue
+        quantization = graph.tensors[producer.inputs[0]].quantization
+        if quantization is not None and quantization.scale is not None:
+            steps[place.name.decode(errors="replace")] = float(max(quantization.scale))
     return steps
 
 

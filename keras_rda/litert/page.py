@@ -12,6 +12,7 @@ _ASPECT = 2
 _KINDS = {
     "CONV_2D": "convolutions",
     "CONV_3D": "convolutions",
+    "CONV_3D_TRANSPOSE": "convolutions",
     "TRANSPOSE_CONV": "convolutions",
     "DEPTHWISE_CONV_2D": "depthwise convolutions",
     "FULLY_CONNECTED": "dense layers",

@@ -7,7 +7,7 @@ from keras_rda.litert import feeds
 from keras_rda.litert.machines import here
 
 _BATCH = 2
-_CALLS = 3  # of a model that keeps a state from one to the next
+_CALLS = 3  # so often a model is called that keeps a state from one call to the next
 _QUANTIZED_BATCH = 16  # rounding differs from input to input
 
 

@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
+import pathlib
 
 from rich.table import Table
 
 from keras_rda import output
 from keras_rda.litert.elsewhere import Measured
-from keras_rda.litert.encode import TensorEncoding
 from keras_rda.litert.latency import Latency
 from keras_rda.litert.layer_names import label
 from keras_rda.litert.verification import Check, worst
+from keras_rda.litert.weights import TensorEncoding
 from keras_rda.litert.xnnpack import SparseKernels
 
 
@@ -143,7 +144,7 @@ class ExportReport:
         return output.text(self._summary(), tensor_table(self.tensors), width=output.WIDTH)
 
     def _summary(self):
-        table = Table("LiteRT file", self.path)
+        table = Table("LiteRT file", pathlib.Path(self.path).name)
         table.add_row("result", self.headline)
         table.add_row("written", f"{self.chosen.name}, {self.quantize or 'float32'}")
         table.add_row(

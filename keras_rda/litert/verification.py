@@ -16,7 +16,7 @@ from keras_rda.types import Data, Machine, Path
 # Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
 # of their size. A wrong file is off by far more (the defects seen start at 1e-2).
 _RELATIVE = 1e-4
-# Of a quantised file, relative to the largest magnitude of an output: beyond it, it is no rounding any more.
+# What quantised files may differ by, relative to the largest magnitude of an output: more is no rounding any more.
 _QUANTIZED = {"float16": 0.1, "dynamic": 0.25, "int8": 0.25}
 # A file with its zeros encoded may not be much worse than the dense one.
 _ROUNDING_FACTOR = 1.5
@@ -174,9 +174,9 @@ def lost(reference, path, received=None):
         channels = ours.shape[-1] if ours.ndim > 1 else 1
         ours, theirs = ours.reshape(-1, channels), np.asarray(output, "float64").reshape(-1, channels)
         variance = ours.var(axis=0)
-        lost = (variance > 0) & (((theirs - ours) ** 2).mean(axis=0) >= variance)
-        if lost.any() and len(ours) >= 8:  # the variance of fewer says little
-            found.append((name, int(lost.sum()), channels))
+        is_lost = (variance > 0) & (((theirs - ours) ** 2).mean(axis=0) >= variance)
+        if is_lost.any() and len(ours) >= 8:  # the variance of fewer says little
+            found.append((name, int(is_lost.sum()), channels))
     return found
 
 

@@ -174,8 +174,8 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         # scalar costs as much as updating a small kernel. int counts past 2²⁴, where float32 would stop.
         self._steps = self.add_variable((len(variables),), dtype="int", name="steps", aggregation="only_first_replica")
         if self.penalty is not None:
-            self.steering = SteeringMemory(self, len(variables))
-            self.strength_exponents = self.steering.strength_exponents
+            self.steering_memory = SteeringMemory(self, len(variables))
+            self.strength_exponents = self.steering_memory.strength_exponents
         self.trained = [
             Trained(position, variable, penalty, decayed, self.add_slots(variable, penalty is not None))
             for position, (variable, penalty, decayed) in enumerate(zip(variables, penalties, decays, strict=True))

@@ -41,7 +41,8 @@ class RMDA(DualAveraging):
 
     Args:
         learning_rate: η. Positive float, schedule, or callable without arguments. Defaults to 0.1.
-        penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty` such as `GroupL1`. Defaults to 1e-6.
+        penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty` such as `GroupL1`. Defaults to 1e-6,
+            which makes hardly any zeros in a short run: `TargetSparsity` finds the λ that does.
         averaging: c, above 0 and at most 1. Defaults to 0.1.
         restarts: Increasing numbers of updates after which a stage ends. None, the default, takes the places where a
             `keras.optimizers.schedules.PiecewiseConstantDecay` changes the rate; other rates have one stage.

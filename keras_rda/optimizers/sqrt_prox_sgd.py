@@ -22,7 +22,9 @@ class SqrtProxSGD(PenalizedOptimizer):
 
     Args:
         learning_rate: 1/γ. Positive float, schedule, or callable without arguments. Defaults to 1.0.
-        penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty`. Defaults to 1e-6.
+        penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty`. Defaults to 1e-6, at which long
+            training collapses, because the threshold grows with √t; the paper uses 1e-8. `TargetSparsity` finds the λ
+            for a wanted σ.
         **kwargs: Arguments of `keras.optimizers.Optimizer`; see `PenalizedOptimizer`.
 
     Raises:

@@ -33,7 +33,7 @@ class CheckedState:
         optimizer._exclusions = Exclusions(cls.__name__, **exclusions)
         return optimizer
 
-    def _layout(self, built):
+    def _checksum(self, built):
         """A checksum of what the state is made of, without the names of layers, which may change on loading."""
         slots = [",".join(trained.slots) for trained in self.trained] if built else []
         own = [variable.name for variable in self.variables[: self._unbuilt_size]]
@@ -42,7 +42,7 @@ class CheckedState:
     def save_own_variables(self, store):
         """Save the state, with a checksum of its layout."""
         super().save_own_variables(store)
-        store["layout"] = np.array(self._layout(self.built), "int64")
+        store["layout"] = np.array(self._checksum(self.built), "int64")
 
     def set_weights(self, weights):
         """Set all variables of a built optimizer from arrays in the order of `variables`."""
@@ -62,7 +62,7 @@ class CheckedState:
                 for i, v in enumerate(self.variables)
             ]
         else:
-            self._check_layout(store)
+            self._check_checksum(store)
             values = [store[str(i)] for i in range(len(self.variables))]
         for variable, value in zip(self.variables, values, strict=True):
             if tuple(variable.shape) != tuple(value.shape):
@@ -77,12 +77,12 @@ class CheckedState:
         keys = store.keys()
         if len(keys) != self._unbuilt_size + 1 or "layout" not in keys:
             return False
-        return int(np.array(store["layout"])) == self._layout(built=False)
+        return int(np.array(store["layout"])) == self._checksum(built=False)
 
-    def _check_layout(self, store):
+    def _check_checksum(self, store):
         keys = store.keys()
         if len(keys) == len(self.variables) + 1 and "layout" in keys:
-            if int(np.array(store["layout"])) == self._layout(self.built):
+            if int(np.array(store["layout"])) == self._checksum(self.built):
                 return
             received = "state of other variables"
         else:

@@ -45,7 +45,7 @@ class XRDA(PenalizedOptimizer):
             arguments; a cosine from 1 to zero suits networks with normalisation. With momentum, s = 1 is SGD's 0.1.
             Defaults to 1.0.
         penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty` that has a `magnitude`. Defaults to
-            1e-6.
+            1e-6, from which `TargetSparsity` steers; without it, choose λ for the length of training.
         averaging: a, a number from 0 to 1, or None for `1 − s_t / max(s_1 … s_t)`: a cosine rate makes it rise from 0
             to 1. At 1, z and B are plain float32 sums of all updates: after a million of a constant rate, B is off by
             up to 1.5 %. Defaults to None.

@@ -76,7 +76,7 @@ def _build(work, log):
         _call("dpkg", "-x", package, root)
     for package in apt.download("qemu-user-static"):
         _call("dpkg", "-x", package, work / "qemu")
-    shutil.copy(work / "qemu/usr/bin/qemu-aarch64-static", new)  # of a link, the file
+    shutil.copy(work / "qemu/usr/bin/qemu-aarch64-static", new)  # the file that the link names
     for name, text in _SYSTEM_FILES.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
