@@ -51,7 +51,9 @@ def main():
 
     model = network(arguments.width)
     train(model, x_train, y_train, arguments.epochs, 32, arguments.sparsity)
-    model.save(arguments.output / "digits-ds-cnn.keras")
+    plain = keras.models.clone_model(model)  # without the optimizer
+    plain.set_weights(model.get_weights())
+    plain.save(arguments.output / "digits-ds-cnn.keras")
 
     table = Table("file", title=f"DS-CNN in int8, σ {keras_rda.sparsity(model, kernels_only=True):.4f}, TFLite Micro")
     for column in ("flash, bytes", "arena, bytes", "time", "top-1"):
