@@ -37,10 +37,7 @@ class Measured:
         if self.machine == "aarch64":
             return [("aarch64, dense : this", f"{ratio} (emulated: follows the work done)")] if ratio else []
         if self.machine == "wasm":
-            if not ratio:
-                return []
-            verdict = f"{self.ratio:.1f} times faster" if self.ratio >= 1.05 else f"no faster, dense : this {ratio}"
-            return [("in the browser", f"{verdict} (measured here, WebAssembly)")]
+            return [("in the browser", f"{_verdict(self.ratio)} (measured here, WebAssembly)")] if ratio else []
         lines = [("arena (RAM), bytes", f"{self.arena:,}")]
         if self.dense_arena is not None:
             lines[0] = ("arena (RAM), bytes", f"{self.arena:,} (dense {self.dense_arena:,})")
@@ -75,6 +72,12 @@ def measure(machine, reference, file, dense, tolerances):
         decode.is_decoded(file.model),
         tuple(header.resolver_calls(file.model)),
     )
+
+
+def _verdict(ratio):
+    if ratio >= 1.05:
+        return f"{ratio:.1f} times faster"
+    return "as fast as dense" if ratio > 0.95 else f"{1 / ratio:.1f} times slower than dense"
 
 
 def _ratio(run, dense):
