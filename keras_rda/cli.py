@@ -17,7 +17,7 @@ from rich.table import Table
 
 import keras_rda
 from keras_rda import isolation, metrics, output
-from keras_rda.litert import convert, flatbuffer, report, weights
+from keras_rda.litert import convert, decode, flatbuffer, report
 from keras_rda.litert.machines import MACHINES
 
 _file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
@@ -64,7 +64,7 @@ def main():
 def inspect(file, as_json):
     """Show the zeros (σ) and bytes of every weight of a .keras or .tflite FILE."""
     if file.suffix == ".tflite":
-        tensors = weights.stored(flatbuffer.read(file))
+        tensors = decode.stored(flatbuffer.read(file))
         _show(
             report.tensor_table(tensors, "operators left out"),
             [dataclasses.asdict(tensor) for tensor in tensors],
@@ -98,15 +98,18 @@ def compress(source, target, fold_batch_norm, as_json):
 @click.option("--quantize", type=click.Choice(convert.QUANTIZATIONS[1:]), help="Weights (int8: all) in fewer bits.")
 @_data_option
 @_machine_option
+@click.option("--batch-size", type=click.IntRange(1), help="The only one that the file takes (wasm, micro: 1).")
+@click.option("--dense", is_flag=True, help="Remove channels, but encode no zeros: for what lacks DENSIFY.")
+@click.option("--header", type=_new_file, help="With --machine micro: also write the file as a C array (.h).")
 @click.option("--html", type=_new_file, help="Also write the report as a page.")
 @_json_option
-def export(source, target, quantize, representative_data, machine, html, as_json):
-    """Write IN (.keras) as the smallest LiteRT file that was verified."""
+def export(source, target, quantize, representative_data, machine, batch_size, dense, header, html, as_json):
+    """Write IN (.keras) as the smallest LiteRT file that was verified; --machine micro: one for TFLite Micro."""
     if html is not None:
         _check_folder(html)
     data = None if representative_data is None else _arrays(representative_data)
     with _working(f"Exporting {source.name}"):
-        result = keras_rda.export(_load(source), target, quantize, data, machine)
+        result = keras_rda.export(_load(source), target, quantize, data, machine, batch_size, not dense, header)
     if html is not None:
         result.to_html(html)
     _show(result, result.to_dict(), as_json)
@@ -137,11 +140,12 @@ def verify_command(model, file, representative_data, machine, as_json):
 @click.option(
     "--seconds", default=2.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="For each file."
 )
+@click.option("--machine", type=click.Choice(MACHINES), help="Run them there instead of here.")
 @_json_option
-def benchmark(files, seconds, as_json):
+def benchmark(files, seconds, machine, as_json):
     """Time LiteRT FILES in turns: median and quartiles of one invocation."""
     with _working("Measuring") as progress:
-        latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress)
+        latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress, machine)
     table = output.table("file")
     for name in ("median, ms", "quartiles, ms", "relative", "rounds"):
         table.add_column(name, justify="right")

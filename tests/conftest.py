@@ -67,7 +67,7 @@ def runs_on_aarch64(tmp_path_factory):
 
     def check(reference, file, dense, tolerances, machine):
         result = original(reference, file, dense, tolerances, machine)
-        if all(check.passed for check in result[0]):
+        if machine != "micro" and all(check.passed for check in result[0]):
             copy = folder / f"{len(exported)}.tflite"
             copy.write_bytes(file.path.read_bytes())
             exported.append((copy, reference, tolerances))

@@ -8,6 +8,9 @@
 `channels` MobileNet with half of its filters dead: latency of the dense file and of the compressed one, in turns
 `aarch64`  XNNPACK-friendly MobileNetV1 with 90 % zeros in its 1×1 convolutions: emulated time, dense and sparse
            (python3 -m keras_rda.litert.aarch64 sets the emulation up)
+`wasm`     such networks in WebAssembly, as in a browser, dense and sparse (keras_rda[wasm], then
+           python3 -m keras_rda.litert.wasm)
+`micro`    DS-CNN and a multilayer perceptron with 90 % zeros as files for TFLite Micro (keras_rda[micro])
 `time`     compress + export relative to Keras' own model.export, in turns
 """
 
@@ -26,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 import keras_rda
-from keras_rda.litert import aarch64
+from keras_rda.litert.machines import MACHINES
 
 
 def mobilenet():
@@ -135,8 +138,61 @@ def arm(folder):
         table.add_column(name, justify="right")
     for quantize in (None, "float16"):
         report = keras_rda.export(model, folder / "arm.tflite", quantize, machine="aarch64")
-        ratio = report.emulated_ratio
+        ratio = report.measured.ratio
         table.add_row(str(quantize), f"{ratio:.2f}", f"{1 / ratio:.2f}", f"{report.chosen.checks[-1].largest:.2g}")
+    return table
+
+
+def browser(folder):
+    table = Table(
+        "network", "zeros in 1×1", "quantize", title="WebAssembly, one thread: time of the dense file / of this one"
+    )
+    for name in ("dense / sparse time", "bytes", "of dense", "difference", "accepted"):
+        table.add_column(name, justify="right")
+    for constructor, size, alpha, shares in (
+        (keras_rda.models.MobileNetV1, 96, 0.5, (0.5, 0.8, 0.9, 0.95)),
+        (keras_rda.models.MobileNetV1, 224, 1.0, (0.8, 0.9)),
+        (keras_rda.models.MobileNetV2, 96, 1.0, (0.9,)),
+    ):
+        for share in shares:
+            keras.utils.set_random_seed(0)
+            model = with_zeros(constructor((size, size, 3), alpha, 10), share, one_by_one=True)
+            for quantize in (None, "float16"):
+                report = keras_rda.export(model, folder / "wasm.tflite", quantize, machine="wasm")
+                check, ratio = report.chosen.checks[-1], f"1/{report.dense_bytes / report.bytes:.1f}"
+                numbers = (f"{report.measured.ratio:.2f}", f"{report.bytes:,}", ratio)
+                name = f"{constructor.__name__}, {size}×{size}, α {alpha:g}"
+                rounding = (f"{check.largest:.2g}", f"{check.tolerance:.2g}")
+                table.add_row(name, f"{share:.0%}", str(quantize), *numbers, *rounding)
+    return table
+
+
+def microcontroller(folder):
+    random = np.random.default_rng(0)
+    layers = keras.layers
+    perceptron = keras.Sequential(
+        [layers.Input((256,)), layers.Dense(256, "relu"), layers.Dense(128, "relu"), layers.Dense(10)],
+        name="perceptron",
+    )
+    table = Table("network", "quantize", title="TFLite Micro, 90 % zeros, dense → sparse")
+    for name in ("flash, bytes", "ratio", "arena, bytes", "time of dense / sparse"):
+        table.add_column(name, justify="right")
+    for model in (keras_rda.models.DSCNN(), perceptron):
+        samples = random.uniform(-1, 1, (50, *model.input_shape[1:])).astype("float32")
+        for layer in model.layers:
+            if hasattr(layer, "kernel"):
+                layer.kernel.assign(layer.kernel.numpy() * (random.random(layer.kernel.shape) >= 0.9) * 3)
+        for quantize in (None, "int8"):
+            report = keras_rda.export(model, folder / "micro.tflite", quantize, samples, machine="micro")
+            measured = report.measured
+            table.add_row(
+                model.name,
+                str(quantize),
+                f"{report.dense_bytes:,} → {report.bytes:,}",
+                f"{report.bytes / report.dense_bytes:.3f}",
+                f"{measured.dense_arena:,} → {measured.arena:,}",
+                f"{measured.ratio:.2f}",
+            )
     return table
 
 
@@ -159,7 +215,15 @@ def duration(folder, rounds=3):
     return table
 
 
-PARTS = {"size": size, "floor": floor, "channels": channels, "aarch64": arm, "time": duration}
+PARTS = {
+    "size": size,
+    "floor": floor,
+    "channels": channels,
+    "aarch64": arm,
+    "wasm": browser,
+    "micro": microcontroller,
+    "time": duration,
+}
 
 
 def main():
@@ -170,8 +234,8 @@ def main():
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     console = Console(width=130)
     for name in arguments.parts or PARTS:
-        if name == "aarch64" and not aarch64.is_ready():
-            console.print("aarch64: not set up (python3 -m keras_rda.litert.aarch64)")
+        if name in MACHINES and not MACHINES[name].is_ready():
+            console.print(f"{name}: not set up")
             continue
         keras.utils.set_random_seed(0)
         with tempfile.TemporaryDirectory() as folder:

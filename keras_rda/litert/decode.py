@@ -7,14 +7,17 @@ there since the second half of 2025.
 """
 
 import copy
+import math
 
 import numpy as np
 
-from keras_rda.litert.graph import WEIGHT_TYPES, add_buffer, graphs, schema
+from keras_rda.litert import weights
+from keras_rda.litert.graph import DTYPES, WEIGHT_TYPES, add_buffer, graphs, schema
 from keras_rda.litert.sparse_format import floor_bytes
 from keras_rda.litert.weights import TensorEncoding
 
 NAME = "TFLM_DECODE"
+ENCODING = "decoded, 1 bit an entry"
 # Operator → the operands that may be decoded. Its kernel looks at their values when it is invoked, not when it is
 # prepared, as all do with a shape or an axis; each was run.
 _READERS = {
@@ -60,9 +63,56 @@ def encode(model):
         rows += _encode_buffer(places, decoded)
     for graph in subgraphs:
         _insert(graph, {index: pair for (other, index), pair in decoded.items() if other is graph})
+    return nameless(model), rows
+
+
+def nameless(model):
+    """A `ModelT` without the names of its tensors, which nothing reads on a microcontroller; itself is not changed."""
+    model = copy.copy(model)
+    model.subgraphs = [copy.copy(graph) for graph in model.subgraphs]
+    for graph in model.subgraphs:
+        graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
         for tensor in graph.tensors:
             tensor.name = None
-    return model, rows
+    return model
+
+
+def is_decoded(model):
+    """Whether a `ModelT` has constants that TFLite Micro decodes, so that it runs nowhere else."""
+    return any(code.customCode == NAME.encode() for code in model.operatorCodes)
+
+
+def stored(model):
+    """List the weights of a `ModelT`, those that are decoded among them, as `weights.stored` does."""
+    rows = weights.stored(model)
+    if not is_decoded(model):
+        return rows
+    seen = set()
+    for graph in graphs(model):
+        for operator in graph.operators:
+            if model.operatorCodes[operator.opcodeIndex].customCode != NAME.encode():
+                continue
+            for number, index in enumerate(map(int, operator.outputs)):
+                entries, kept = (graph.tensors[i] for i in operator.inputs[2 * number : 2 * number + 2])
+                if entries.buffer in seen or graph.type(index) not in WEIGHT_TYPES or len(graph.shape(index)) < 2:
+                    continue
+                seen.add(entries.buffer)
+                dtype, size = np.dtype(DTYPES[graph.type(index)]), math.prod(graph.shape(index))
+                count = (len(model.buffers[kept.buffer].data) - _HEADER.size) // dtype.itemsize
+                rows.append(
+                    TensorEncoding(
+                        name=graph.name(index),
+                        operator=graph.kind(graph.readers[index][0]) if index in graph.readers else "",
+                        shape=graph.shape(index),
+                        dtype=dtype.name,
+                        zeros=1 - count / size,
+                        encoding=ENCODING,
+                        bytes=sum(len(model.buffers[part.buffer].data) for part in (entries, kept)),
+                        dense_bytes=size * dtype.itemsize,
+                        floor_bytes=floor_bytes(size, count, dtype.itemsize),
+                    )
+                )
+    return rows
 
 
 def prune(array, zero_point=0):
@@ -98,7 +148,7 @@ def _encode_buffer(places, decoded):
         readers = sum(len(graph.readers[index]) for graph, index in places)
         added = _DECODE_BYTES * len(places) + _READER_BYTES * (readers - len(places))
         if _padded(entries) + _padded(kept) + added < size:
-            size, encoding = _padded(entries) + _padded(kept) + added, "decoded, 1 bit an entry"
+            size, encoding = _padded(entries) + _padded(kept) + added, ENCODING
             decoded |= _store(places, entries, kept)
     count = (kept.size - _HEADER.size) // array.itemsize
     return [

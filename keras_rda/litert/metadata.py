@@ -1,4 +1,4 @@
-"""What a `ModelT` says of its quantisation."""
+"""What a `ModelT` says of its quantisation and its batch size."""
 
 import numpy as np
 
@@ -44,3 +44,13 @@ def output_steps(model):
         if quantization is not None and quantization.scale is not None:
             steps[place.name.decode(errors="replace")] = float(max(quantization.scale))
     return steps
+
+
+def batch_size(model):
+    """The only batch size that a `ModelT` takes; None: any."""
+    graph = model.subgraphs[0]
+    for tensor in (graph.tensors[index] for index in graph.inputs):
+        shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
+        if shape is not None and len(shape):
+            return int(shape[0]) if shape[0] > 0 else None
+    return None

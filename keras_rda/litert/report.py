@@ -7,6 +7,7 @@ import pathlib
 from rich.table import Table
 
 from keras_rda import output
+from keras_rda.litert.elsewhere import Measured
 from keras_rda.litert.latency import Latency
 from keras_rda.litert.layer_names import label
 from keras_rda.litert.verification import Check, worst
@@ -64,11 +65,10 @@ class ExportReport:
         sparsity: σ over the model's kernels, trainable or not; 0 if it has none.
         tensors: How each weight tensor is stored.
         latency: Of the dense file, the sparse one and, where channels were removed, the compressed one, on this
-            machine, in turns.
+            machine, in turns; empty for a microcontroller's.
         sparse_kernels: Whether the zeros run faster where XNNPACK has sparse kernels, and why not.
         not_faster_here: Why they do not run faster on this machine; `""` if they may.
-        emulated_ratio: Time of the dense file : time of this file on AArch64; None if that was not asked for. The times
-            follow the work done; they are emulated, not a phone's, unless this is an Arm machine.
+        measured: What was `Measured` on the machine that was asked for; None without one.
         lost: Outputs of a quantised file that differ from Keras by as much as they vary.
     """
 
@@ -85,7 +85,7 @@ class ExportReport:
     latency: tuple[Latency, ...]
     sparse_kernels: SparseKernels
     not_faster_here: str
-    emulated_ratio: float | None = None
+    measured: Measured | None = None
     lost: tuple[str, ...] = ()
 
     @property
@@ -96,6 +96,10 @@ class ExportReport:
     def weight_bytes(self):
         """What the weight tensors take in the file."""
         return sum(tensor.bytes for tensor in self.tensors)
+
+    @property
+    def is_for_microcontrollers(self):
+        return self.measured is not None and self.measured.machine == "micro"
 
     @property
     def headline(self):
@@ -152,7 +156,8 @@ class ExportReport:
         table.add_row("result", self.headline)
         table.add_row("written", f"{self.chosen.words}, {self.quantize or 'float32'}")
         table.add_row(
-            "bytes", f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})"
+            "bytes (flash)" if self.is_for_microcontrollers else "bytes",
+            f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})",
         )
         table.add_row("bytes, gzip", f"{self.gzip_bytes:,} (dense {self.dense_gzip_bytes:,})")
         if self.floor_bytes:
@@ -181,14 +186,15 @@ class ExportReport:
         for latency in self.latency:
             spread = f"{latency.lower * 1e3:.3g} to {latency.upper * 1e3:.3g}"
             table.add_row(f"latency, {latency.name}", f"{latency.median * 1e3:.3g} ms (quartiles {spread})")
-        if self.emulated_ratio is not None:
-            table.add_row("aarch64, dense : this", f"{self.emulated_ratio:.2f} (emulated: follows the work done)")
         for name, text in self.speed():
             table.add_row(name, text)
         return table
 
     def speed(self, everything=False):
-        """Whether zeros run faster: pairs (where, what), in words; with `everything`, all reasons."""
+        """What runs faster where: pairs (where, what), in words; with `everything`, all reasons."""
+        lines = self.measured.lines if self.measured else []
+        if self.is_for_microcontrollers:
+            return lines
         here = self.not_faster_here or "XNNPACK's sparse kernels exist here"
         reasons = self.sparse_kernels.reasons
         if self.sparse_kernels.eligible:
@@ -197,7 +203,7 @@ class ExportReport:
             elsewhere = f"no: {' '.join(reasons)}"
         else:
             elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.sparse_kernels.reasons)"
-        return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere)]
+        return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere), *lines]
 
 
 def tensor_table(tensors, counted="operators included"):

@@ -14,6 +14,8 @@ import sys
 
 from keras_rda.litert.machines import process
 
+BATCH_SIZE = None
+REPEATS = 5
 VERSIONS = "versions.txt"  # the last file of a set-up: what it consists of
 
 

@@ -13,6 +13,8 @@ from keras_rda.litert import flatbuffer
 from keras_rda.litert.graph import operator_name, schema
 from keras_rda.litert.machines import process
 
+BATCH_SIZE = 1
+REPEATS = 20
 _SCRIPT = pathlib.Path(__file__).with_name("micro_runner.py")
 
 
@@ -65,7 +67,7 @@ def run(jobs, repeats=0, timeout=600, arena=None):
         process.Run(
             run.outputs and {name: run.outputs[str(place)] for name, place in results.items()},
             run.error,
-            run.seconds,
+            run.times,
             run.arena,
         )
         for run, results in zip(runs, names, strict=True)

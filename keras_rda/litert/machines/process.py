@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import statistics
 import subprocess
 import tempfile
 
@@ -19,14 +20,19 @@ class Run:
     Attributes:
         outputs: Output name → array, of LiteRT's default delegate; None after an error.
         error: One line: why the file was refused, or how its process ended; None if it ran.
-        seconds: Median time of one invocation; None if no times were asked for, or after an error.
+        times: Seconds of one invocation in each round; None if no times were asked for, or after an error.
         arena: Bytes of working memory, where a runtime has an arena of its own: see `micro`.
     """
 
     outputs: dict | None
     error: str | None
-    seconds: float | None
+    times: list[float] | None
     arena: int | None = None
+
+    @property
+    def seconds(self):
+        """The median of the times; None without."""
+        return statistics.median(self.times) if self.times else None
 
 
 def run(jobs, repeats, timeout, command, script=(RUNNER,)):
@@ -58,21 +64,21 @@ def run(jobs, repeats, timeout, command, script=(RUNNER,)):
                 for entry in entries
                 if entry["id"] not in crashes and (repeats or not (directory / f"{entry['id']}.json").exists())
             ]
-        times = directory / "times.json"
-        seconds = json.loads(times.read_text()) if times.exists() else {}
+        file = directory / "times.json"
+        times = json.loads(file.read_text()) if file.exists() else {}
         return [
-            Run(None, crashes[number], None) if number in crashes else _result(directory, number, seconds)
+            Run(None, crashes[number], None) if number in crashes else _result(directory, number, times)
             for number in range(len(jobs))
         ]
 
 
-def _result(directory, number, seconds):
+def _result(directory, number, times):
     result = json.loads((directory / f"{number}.json").read_text())
     if result["error"]:
         return Run(None, result["error"], None)
     with np.load(directory / f"{number}.out.npz") as arrays:
         outputs = dict(zip(result["outputs"], arrays.values(), strict=True))
-    return Run(outputs, None, seconds.get(str(number)), result["arena"])
+    return Run(outputs, None, times.get(str(number)), result["arena"])
 
 
 def _run_process(directory, timeout, command):

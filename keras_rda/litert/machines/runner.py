@@ -8,12 +8,11 @@
 FOLDER holds `jobs.json`, `{"repeats": n, "jobs": [{"id": 3, "path": "/file.tflite", "inputs": ["x"]}, …]}`, and of
 every job `3.in.npz`: the inputs in the order of their names; null for names: the only input, whatever it is called.
 Written as they come: `current`, the job at work; `3.out.npz` and `3.json`, `{"error": null, "outputs": ["y"], "arena":
-null}`; and at the end `times.json`, id → seconds.
+null}`; and at the end `times.json`, id → the seconds of each round.
 """
 
 import json
 import pathlib
-import statistics
 import sys
 import time
 
@@ -69,8 +68,7 @@ def main(folder, runtime):
             start = time.perf_counter()
             file.invoke()
             seconds[name].append(time.perf_counter() - start)
-    times = {name: statistics.median(values) for name, values in seconds.items() if values}
-    (folder / "times.json").write_text(json.dumps(times))
+    (folder / "times.json").write_text(json.dumps(seconds if plan["repeats"] else {}))
 
 
 if __name__ == "__main__":

