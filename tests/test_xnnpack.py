@@ -174,7 +174,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(FileNotFoundError):
         xnnpack.sparse_kernels(tmp_path / "none.tflite")
     (tmp_path / "small.tflite").write_bytes(small_file())
-    found = xnnpack.sparse_kernels(tmp_path / "small.tflite")
+    found = xnnpack.sparse_kernels(path=tmp_path / "small.tflite")
     assert not found.eligible
     assert "There is no 1×1 convolution with stride 1 in floating point." in found.reasons
     model = flatbuffer.read(tmp_path / "small.tflite")

@@ -76,7 +76,7 @@ class CompressionReport:
             for row in self.rows
             if row.zeros_kept
         ]
-        parts = [table] if self._changed else []
+        parts = [table] if self._changed or lines else []
         return output.text(self._headline, *parts, *lines, *self.notes, width=output.WIDTH)
 
     @property
