@@ -17,7 +17,7 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="export needs the TensorFlow backend")
 def test_first_snippet(tmp_path):
     """As a script of its own, as it stands: the accuracy and the bytes that its comments promise."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    snippet, *_ = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     accuracy = float(re.search(r"# accuracy: (\S+)", snippet)[1])
     sparse, dense = map(float, re.search(r"# (\d+) kB instead of (\d+)", snippet).groups())
     done = subprocess.run(
