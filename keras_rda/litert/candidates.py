@@ -66,7 +66,7 @@ def make(model, quantize, samples, directory):
                 tensors = [dataclasses.replace(tensor, keras_path=paths.get(tensor.name, "")) for tensor in tensors]
                 if all(tensor.encoding == "dense" for tensor in tensors):
                     continue
-                kernels, repairs = _repaired(sparse)
+                kernels, repairs = repaired(sparse)
                 if quantize:
                     metadata.mark(sparse, quantize)
                 content = flatbuffer.pack(sparse)
@@ -75,9 +75,9 @@ def make(model, quantize, samples, directory):
                 continue
             if content not in written:
                 written.add(content)
-                files[name] = _write(directory, name, content, notes + repairs, sparse, tensors, kernels)
+                files[name] = write(directory, name, content, notes + repairs, sparse, tensors, kernels)
         everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
-        files[f"{prefix}dense"] = _write(directory, f"{prefix}dense", dense, notes, graph, everything_dense)
+        files[f"{prefix}dense"] = write(directory, f"{prefix}dense", dense, notes, graph, everything_dense)
     return files
 
 
@@ -91,11 +91,8 @@ def _converted(model, quantize, samples):
     return content, graph, notes
 
 
-def _repaired(model):
+def repaired(model):
     """Mend what XNNPACK's sparse kernels get wrong; return what they make of the `ModelT` now, and notes."""
-    kernels, _ = xnnpack.analyze(model)
-    if not kernels.faults:
-        return kernels, []
     notes = repair.repair_tails(model)
     return xnnpack.analyze(model)[0], notes
 
@@ -104,7 +101,8 @@ def _failed(name, what, error):
     return File(Candidate(name, 0, (failed(what, error),)))
 
 
-def _write(directory, name, content, notes, model, tensors, kernels=None):
+def write(directory, name, content, notes, model, tensors, kernels=None):
+    """Write a candidate's content into a folder; return its `File`."""
     path = directory / f"{name}.tflite"
     path.write_bytes(content)
     return File(Candidate(name, len(content), notes=tuple(notes)), path, model, tensors, kernels)

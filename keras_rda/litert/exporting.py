@@ -64,7 +64,7 @@ def export(
         OSError: the directory of `path` cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
-    _check_path(path)
+    check_path(path)
     _check_model(model)
     if quantize not in convert.QUANTIZATIONS:
         names = ", ".join(map(repr, convert.QUANTIZATIONS))
@@ -102,9 +102,9 @@ def export(
             candidates=tuple(sorted((f.candidate for f in files.values()), key=lambda candidate: candidate.bytes)),
             quantize=quantize,
             bytes=file.candidate.bytes,
-            gzip_bytes=_gzip_bytes(file.path),
+            gzip_bytes=gzip_bytes(file.path),
             dense_bytes=dense.candidate.bytes,
-            dense_gzip_bytes=_gzip_bytes(dense.path),
+            dense_gzip_bytes=gzip_bytes(dense.path),
             sparsity=sparsity,
             tensors=tuple(file.tensors),
             latency=_latency(files, file),
@@ -190,11 +190,13 @@ def _latency(files, chosen):
     return tuple(in_turns(invocations, seconds=0.3))
 
 
-def _gzip_bytes(path):
+def gzip_bytes(path):
+    """The size of a file compressed by gzip."""
     return len(gzip.compress(path.read_bytes(), compresslevel=6))
 
 
-def _check_path(path):
+def check_path(path):
+    """Raise unless a LiteRT file can be written to `path`."""
     if path.suffix != ".tflite":
         raise ValueError(f"path must end in '.tflite'; received {str(path)!r}.")
     if path.is_dir():

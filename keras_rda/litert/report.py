@@ -42,25 +42,27 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """The file that `export` put in place.
+    """The file that `export` or `shrink` put in place.
 
     Attributes:
         path: Where it is.
         chosen: The `Candidate` that it is.
         candidates: All of them, the smallest first.
-        quantize: The quantisation that was asked for.
+        quantize: The quantisation that was asked for; of `shrink`: that the source has.
         bytes, gzip_bytes: The file's size, and its size compressed by gzip.
-        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense.
+        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense; of
+            `shrink`: those of the source.
         floor_bytes: Information-theoretic floor of its weights: values and entropy of their positions.
-        sparsity: σ over the model's kernels, trainable or not; 0 if it has none.
+        sparsity: σ over the model's kernels, trainable or not; 0 if it has none. Of `shrink`: over the file's weights.
         tensors: How each weight tensor is stored.
-        latency: Of the dense file, the sparse one and, where channels were removed, the compressed one, on this
-            machine, in turns.
+        latency: Of the dense file (of `shrink`: the source), the sparse one and, where channels were removed, the
+            compressed one, on this machine, in turns.
         sparse_kernels: Whether the zeros run faster where XNNPACK has sparse kernels, and why not.
         not_faster_here: Why they do not run faster on this machine; `""` if they may.
         emulated_ratio: Time of the dense file : time of this file on AArch64; None if that was not asked for. The times
             follow the work done; they are emulated, not a phone's, unless this is an Arm machine.
         lost: Outputs of a quantised file that differ from Keras by as much as they vary.
+        source: Of `shrink`: the file that it was made from, and compared with; None of `export`.
     """
 
     path: str
@@ -78,6 +80,12 @@ class ExportReport:
     not_faster_here: str
     emulated_ratio: float | None = None
     lost: tuple[str, ...] = ()
+    source: str | None = None
+
+    @property
+    def baseline(self):
+        """What the file is measured by: `"dense"` or `"source"`."""
+        return "dense" if self.source is None else "source"
 
     @property
     def floor_bytes(self):
@@ -93,6 +101,8 @@ class ExportReport:
         """In a few words: whether it is right, and how much smaller than with dense weights."""
         right = "Not verified" if not self.chosen.passed else "Right but for rounding" if self.lost else "Right"
         times = self.dense_bytes / self.bytes
+        if self.source is not None:
+            return f"{right}, {1 - self.bytes / self.dense_bytes:.1%} smaller"
         return f"{right}, {times:.1f} times smaller" if times >= 1.05 else f"{right}, as large as dense"
 
     @functools.cached_property
@@ -101,7 +111,7 @@ class ExportReport:
 
     @property
     def max_difference(self):
-        """Largest absolute difference from Keras, of the output and runtime that come closest to what is accepted."""
+        """Largest absolute difference from Keras or the source, of the output and runtime that come closest to what is accepted."""
         return self._worst.largest
 
     @property
@@ -141,11 +151,13 @@ class ExportReport:
     def _summary(self):
         table = Table("LiteRT file", self.path)
         table.add_row("result", self.headline)
+        if self.source is not None:
+            table.add_row("made from", self.source)
         table.add_row("written", f"{self.chosen.name}, {self.quantize or 'float32'}")
         table.add_row(
-            "bytes", f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})"
+            "bytes", f"{self.bytes:,} ({self.baseline} {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})"
         )
-        table.add_row("bytes, gzip", f"{self.gzip_bytes:,} (dense {self.dense_gzip_bytes:,})")
+        table.add_row("bytes, gzip", f"{self.gzip_bytes:,} ({self.baseline} {self.dense_gzip_bytes:,})")
         if self.floor_bytes:
             over = self.weight_bytes / self.floor_bytes
             table.add_row("weights", f"{self.weight_bytes:,} bytes; {over:.3f} × the information-theoretic floor")
@@ -167,7 +179,7 @@ class ExportReport:
             spread = f"{latency.lower * 1e3:.3g} to {latency.upper * 1e3:.3g}"
             table.add_row(f"latency, {latency.name}", f"{latency.median * 1e3:.3g} ms (quartiles {spread})")
         if self.emulated_ratio is not None:
-            table.add_row("aarch64, dense : this", f"{self.emulated_ratio:.2f} (emulated: follows the work done)")
+            table.add_row(f"aarch64, {self.baseline} : this", f"{self.emulated_ratio:.2f} (emulated: follows the work done)")
         for name, text in self.speed():
             table.add_row(name, text)
         return table
