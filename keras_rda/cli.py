@@ -78,8 +78,9 @@ def inspect(file, as_json):
         }
         _show(report.tensor_table(tensors), data, as_json)
         if not as_json:
-            gained = why_not or f"keras-rda shrink would write {min(smaller, len(content)):,}"
-            print(f"{len(content):,} bytes; {gained}")
+            is_smaller = smaller is not None and smaller < len(content)
+            would = f"shrink would write {smaller:,}" if is_smaller else "shrink would not make it smaller"
+            print(f"{len(content):,} bytes; {f'shrink would refuse it: {why_not}' if why_not else would}")
     else:
         summary = metrics.summarize(_load(file).weights)
         _show(summary, [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in summary.rows], as_json)

@@ -3,11 +3,15 @@
 TensorFlow's pass writes such files, Google ships some. Only what is stored changes: DENSIFY fills in the same values.
 """
 
+import math
+
 import numpy as np
 
 from keras_rda.litert import sparse_format
 from keras_rda.litert.graph import WEIGHT_TYPES
 from keras_rda.litert.weights import TensorEncoding, use
+
+_LARGEST = 2**31  # bytes of a dense constant: more than any FlatBuffer holds
 
 
 def recompress(places):
@@ -15,12 +19,17 @@ def recompress(places):
 
     Returns:
         A list of `TensorEncoding`.
+
+    Raises:
+        ValueError: one would take more than 2 GB dense.
     """
     graph, index = places[0]
     values, sparsity = graph.values(index), graph.tensors[index].sparsity
     is_weight = values is not None and sparsity and graph.type(index) in WEIGHT_TYPES and len(graph.shape(index)) > 1
     if not is_weight:
         return []
+    if math.prod(graph.shape(index)) * values.itemsize >= _LARGEST:
+        raise ValueError(f"The sparse tensor '{graph.name(index)}' of shape {graph.shape(index)} is more than 2 GB dense.")
     array = sparse_format.expand(values, sparsity, graph.shape(index))
     nonzero, size = int(np.count_nonzero(array)), len(places) * _bytes(values, sparsity)
     encoding, reason = sparse_format.describe(sparsity)[1], _refusal(places, array)
