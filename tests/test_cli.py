@@ -18,7 +18,7 @@ layers = keras.layers
 pytestmark = [
     pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 
 

@@ -83,7 +83,7 @@ def test_dense_files_get_smaller_and_compute_the_same(tmp_path, quantize, machin
     assert "Keras" not in str(report)
     assert_equal_files(source, target)
     # What is as small as it gets is refused.
-    with pytest.raises(ValueError, match="cannot be made smaller and nothing was written"):
+    with pytest.raises((ValueError, keras_rda.ExportError), match="nothing was written"):
         litert.shrink(target, tmp_path / "again.tflite")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source.tflite", "target.tflite"]
 
@@ -161,7 +161,7 @@ def test_several_signatures_and_control_flow(tmp_path):
     source.write_bytes(converter.convert())
     model = flatbuffer.read(source)
     assert len(model.subgraphs) > 2
-    assert [entry.key for entry in calls.entries(model)] == ["once", "often"]
+    assert {entry.key for entry in calls.entries(model)} == {"once", "often"}
     report = litert.shrink(source, target)
     assert report.max_difference == 0
     assert report.bytes < report.dense_bytes / 2
@@ -290,7 +290,7 @@ def test_custom_operators_are_named_where_they_do_not_run(tmp_path):
     )
     model.subgraphs[0].outputs = np.int32([3])
     source = written(tmp_path / "source.tflite", model)
-    with pytest.raises(ValueError, match="does not run here, so that a smaller file cannot be compared.*MyOwn") as caught:
+    with pytest.raises(ValueError, match="source does not run here.*so that a smaller file cannot be compared.*MyOwn") as caught:
         litert.shrink(source, tmp_path / "target.tflite")
     assert "\n" not in str(caught.value)
     # They would have survived.

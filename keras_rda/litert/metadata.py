@@ -3,6 +3,7 @@
 import numpy as np
 
 from keras_rda.litert import convert, flatbuffer
+from keras_rda.litert.graph import graphs
 
 _METADATA = b"keras_rda.quantize"
 
@@ -25,14 +26,22 @@ def quantization(model):
             if quantize not in convert.QUANTIZATIONS:
                 raise ValueError(f"The file says that it is quantised as {quantize[:20]!r}: it is corrupt.")
             return quantize
-    types = flatbuffer.schema().TensorType
-    found = {
-        tensor.type
-        for graph in model.subgraphs
-        for tensor in graph.tensors
-        if model.buffers[tensor.buffer].data is not None and len(tensor.shape) > 1
+    subgraphs = graphs(model)
+    stored = {
+        graph.type(index)
+        for graph in subgraphs
+        for index in range(len(graph.tensors))
+        if graph.is_stored(index) and len(graph.shape(index)) > 1
     }
-    return "int8" if types.INT8 in found else "float16" if types.FLOAT16 in found else None
+    if "INT8" not in stored:
+        return "float16" if "FLOAT16" in stored else None
+    computed = (
+        graph.type(index)
+        for graph in subgraphs
+        for index in graph.producers
+        if graph.constant(index) is None
+    )
+    return "int8" if "INT8" in computed else "dynamic"
 
 
 def output_steps(model):

@@ -4,17 +4,18 @@ import copy
 import dataclasses
 import math
 import pathlib
+import sys
 import tempfile
 
 import numpy as np
 
 from keras_rda.litert import flatbuffer, verification, xnnpack
 from keras_rda.litert.calls import entries
-from keras_rda.litert.machines import MACHINES, here
+from keras_rda.litert.machines import MACHINES, here, process
 from keras_rda.output import one_line
 
 _NAME = "the source"
-_SIZES = (32, 64, 224, 8, 1)  # of dimensions that are unknown, in the order in which they are tried
+_TIMEOUT = 600  # seconds
 _REPEATS = 5
 
 
@@ -45,11 +46,13 @@ class Original:
         if data is not None and not isinstance(data, dict) and not hasattr(data, "shape"):
             data = next(iter(data))
         for entry in entries(model):
-            size = self._size(entry)
-            self._plan.append((entry, [entry.random(1, size, seed) for seed in (0, 1)]))
-            if entry.has_free_batch:
-                calls = [entry.random(2, size, seed) for seed in (2, 3)]
-                if all(not self._why_not(entry, calls, runtime) for runtime in self._runtimes):
+            batches, size = self._sizes(entry)
+            for batch in batches:
+                calls = [entry.random(batch, size, seed) for seed in (0, 1)]
+                why = {runtime: self._why_not(entry, calls, runtime) for runtime in self._runtimes}
+                if batch == 1:
+                    self._leave_out(entry, why)
+                if batch == 1 or not any(why.values()):
                     self._plan.append((entry, calls))
             if data is not None and (calls := entry.given(data)):
                 fits = True
@@ -112,18 +115,31 @@ class Original:
         ratio = times[0][0] / times[0][1] if all(times[0]) else None
         return failed[0] if failed else verification.worst(checks), ratio
 
-    def _size(self, entry):
-        """A size of unknown dimensions with which an entry runs; leaves out runtimes in which it does not."""
-        for size in _SIZES if entry.has_unknown_size else (1,):
-            calls = [entry.random(1, size, seed) for seed in (0, 1)]
-            why = {runtime: self._why_not(entry, calls, runtime) for runtime in self._runtimes}
-            if not all(why.values()):
-                for runtime in [runtime for runtime in why if why[runtime]]:
-                    self.notes.append(f"Not compared, {runtime}: the source does not run there ({why[runtime]}).")
-                    del self._runtimes[runtime]
-                return size
-        reasons = "; ".join(dict.fromkeys(why.values()))
-        raise ValueError(f"{entry} does not run here, so that a smaller file cannot be compared with it: {reasons}.")
+    def _sizes(self, entry):
+        """Batches, 1 among them, and a size of other unknown dimensions with which an entry runs.
+
+        They are tried in a process apart: with a wrong one LiteRT may crash.
+        """
+        sizes = entry.sizes()
+        if len(sizes) == 1:
+            return [1], sizes[0][1]
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "source.tflite")
+            path.write_bytes(_with_one_signature(self._model, entry))
+            runs = process.run([(path, entry.random(*pair, 0)) for pair in sizes], 0, _TIMEOUT, [sys.executable])
+        good = [pair for pair, run in zip(sizes, runs, strict=True) if not run.error]
+        size = next((size for batch, size in good if batch == 1), sizes[0][1])
+        return [1, *(batch for batch, other in good if batch > 1 and other == size)], size
+
+    def _leave_out(self, entry, why):
+        """Note runtimes in which an entry does not run: there is nothing to compare with."""
+        if all(why.values()):
+            reasons = "; ".join(dict.fromkeys(why.values()))
+            raise ValueError(f"The source does not run here ({entry}), so that a smaller file cannot be compared with it: {reasons}.")
+        for runtime, reason in why.items():
+            if reason:
+                self.notes.append(f"Not compared, {runtime}: the source does not run there ({reason}).")
+                del self._runtimes[runtime]
 
     def _why_not(self, entry, calls, runtime):
         try:
