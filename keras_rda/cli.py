@@ -1,4 +1,4 @@
-"""`keras-rda`: inspect, compress, export, verify and benchmark models from the command line."""
+"""`keras-rda`: inspect, compress, export, shrink, verify and benchmark models from the command line."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from rich.table import Table
 
 import keras_rda
 from keras_rda import isolation, metrics, output
-from keras_rda.litert import convert, decode, flatbuffer, report
+from keras_rda.litert import convert, decode, flatbuffer, report, shrinking
 from keras_rda.litert.machines import MACHINES
 
 _file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
@@ -62,14 +62,25 @@ def main():
 @click.argument("file", type=_file)
 @_json_option
 def inspect(file, as_json):
-    """Show the zeros (σ) and bytes of every weight of a .keras or .tflite FILE."""
+    """Show the zeros (σ) and bytes of every weight of a .keras or .tflite FILE, and what `shrink` would make of it."""
     if file.suffix == ".tflite":
-        tensors = decode.stored(flatbuffer.read(file))
-        _show(
-            report.tensor_table(tensors, "operators left out"),
-            [dataclasses.asdict(tensor) for tensor in tensors],
-            as_json,
-        )
+        model, content = flatbuffer.read(file), file.read_bytes()
+        tensors = decode.stored(model)
+        try:
+            smaller, why_not = shrinking.gain(model, content), ""
+        except ValueError as error:
+            smaller, why_not = None, output.one_line(error)
+        data = {
+            "bytes": len(content),
+            "bytes_of_shrink": smaller,
+            "why_not": why_not,
+            "tensors": [dataclasses.asdict(tensor) for tensor in tensors],
+        }
+        _show(report.tensor_table(tensors, "operators left out"), data, as_json)
+        if not as_json:
+            is_smaller = smaller is not None and smaller < len(content)
+            would = f"shrink would write {smaller:,}" if is_smaller else "shrink would not make it smaller"
+            print(f"{len(content):,} bytes; {f'shrink would refuse it: {why_not}' if why_not else would}")
     else:
         summary = metrics.summarize(_load(file).weights)
         _show(summary, [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in summary.rows], as_json)
@@ -110,6 +121,25 @@ def export(source, target, quantize, representative_data, machine, batch_size, d
     data = None if representative_data is None else _arrays(representative_data)
     with _working(f"Exporting {source.name}"):
         result = keras_rda.export(_load(source), target, quantize, data, machine, batch_size, not dense, header)
+    if html is not None:
+        result.to_html(html)
+    _show(result, result.to_dict(), as_json)
+
+
+@main.command(short_help="Write a .tflite, whoever made it, smaller.")
+@click.argument("source", metavar="IN.tflite", type=_file)
+@click.argument("target", metavar="OUT.tflite", type=_new_file)
+@_data_option
+@_machine_option
+@click.option("--html", type=_new_file, help="Also write the report as a page.")
+@_json_option
+def shrink(source, target, representative_data, machine, html, as_json):
+    """Write IN.tflite, whoever made it, smaller: the same outputs, its zeros encoded."""
+    if html is not None:
+        _check_folder(html)
+    data = None if representative_data is None else _arrays(representative_data)
+    with _working(f"Shrinking {source.name}"):
+        result = keras_rda.litert.shrink(source, target, machine, data)
     if html is not None:
         result.to_html(html)
     _show(result, result.to_dict(), as_json)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pathlib
+import sys
 
 import keras
 import numpy as np
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 import keras_rda
 from keras_rda.litert import aarch64, exporting, verification
+from keras_rda.litert.machines import process
+
+COMPILED = pathlib.Path(__file__).with_name("compiled_runner.py")
 
 # Not the time of one example but its result: the first of a shape compiles. Derandomised, so that CI is repeatable.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)
@@ -77,6 +81,36 @@ def runs_on_aarch64(tmp_path_factory):
         patch.setattr(exporting, "check", check)
         yield
     runs = aarch64.run([(path, reference.inputs) for path, reference, _ in exported]) if exported else []
+    for run, (_, reference, tolerances) in zip(runs, exported, strict=True):
+        assert not run.error
+        assert verification.compare(reference.first_outputs(), run.outputs, tolerances).passed
+
+
+@pytest.fixture(scope="module")
+def runs_compiled(tmp_path_factory):
+    """Every file that the tests of a module export also runs in `CompiledModel`, on the processor.
+
+    LiteRT's newer entry points are where a release could stop to read sparse tensors. Tried: ai-edge-litert 2.1 to 2.3.
+    For modules that export: `pytestmark = pytest.mark.usefixtures("runs_compiled")`.
+    """
+    if BACKEND != "tensorflow":
+        yield
+        return
+    folder, exported, original = tmp_path_factory.mktemp("compiled"), [], exporting.check
+
+    def check(reference, file, dense, tolerances, machine):
+        result = original(reference, file, dense, tolerances, machine)
+        if machine != "micro" and all(check.passed for check in result[0]):
+            copy = folder / f"{len(exported)}.tflite"
+            copy.write_bytes(file.path.read_bytes())
+            exported.append((copy, reference, tolerances))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "check", check)
+        yield
+    jobs = [(path, reference.inputs) for path, reference, _ in exported]
+    runs = process.run(jobs, 0, 600, [sys.executable], (COMPILED,)) if jobs else []
     for run, (_, reference, tolerances) in zip(runs, exported, strict=True):
         assert not run.error
         assert verification.compare(reference.first_outputs(), run.outputs, tolerances).passed

@@ -18,7 +18,7 @@ layers = keras.layers
 pytestmark = [
     pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 
 
@@ -66,7 +66,7 @@ def test_from_model_to_verified_file(folder):
     plain = json.loads(run("export", "small.keras", "small.tflite", "--json", "--html", "report.html"))
     assert plain["bytes"] == (folder / "small.tflite").stat().st_size
     assert "<!doctype html>" in (folder / "report.html").read_text()
-    tensors = json.loads(run("inspect", "small.tflite", "--json"))
+    tensors = json.loads(run("inspect", "small.tflite", "--json"))["tensors"]
     assert [tensor["operator"] for tensor in tensors] == ["CONV_2D", "FULLY_CONNECTED"]
     head, *_, last = run("inspect", "small.tflite").splitlines()
     assert head.split()[0] == "tensor"  # names of the file's own
@@ -94,7 +94,7 @@ def test_quantized_with_representative_data(folder):
     assert "needs representative_data" in run("export", "model.keras", "x.tflite", "--quantize", "int8", code=1)
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "compress", "export", "verify", "benchmark"])
+@pytest.mark.parametrize("command", ["", "inspect", "compress", "export", "shrink", "verify", "benchmark"])
 def test_help(command):
     text = run(*command.split(), "--help")
     assert "Usage:" in text

@@ -15,7 +15,7 @@ from keras_rda.litert import aarch64, convert, encode, flatbuffer, verification
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 
 

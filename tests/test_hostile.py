@@ -29,7 +29,7 @@ from keras_rda.output import one_line
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each needs no imports"),
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 litert = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 BATCH = 50  # damaged models that one process reads

@@ -81,7 +81,7 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
                 tensors = described(tensors)
                 if all(tensor.encoding == "dense" for tensor in tensors):
                     continue
-                kernels, repairs = (None, []) if machine == "micro" else _repaired(smaller)
+                kernels, repairs = (None, []) if machine == "micro" else repaired(smaller)
                 if quantize:
                     metadata.mark(smaller, quantize)
                 content = flatbuffer.pack(smaller)
@@ -90,12 +90,12 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
                 continue
             if content not in written:
                 written.add(content)
-                own[name] = _write(directory, name, content, notes + repairs, smaller, tensors, kernels)
+                own[name] = write(directory, name, content, notes + repairs, smaller, tensors, kernels)
         everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
         if machine == "micro":
             graph = decode.nameless(graph)
             dense = flatbuffer.pack(graph)
-        twin = _write(directory, f"{prefix}dense", dense, notes, graph, everything_dense)
+        twin = write(directory, f"{prefix}dense", dense, notes, graph, everything_dense)
         own[f"{prefix}dense"] = twin
         for file in own.values():
             file.twin = twin
@@ -130,11 +130,8 @@ def _converted(model, quantize, samples, batch_size):
     return content, graph, notes
 
 
-def _repaired(model):
+def repaired(model):
     """Mend what XNNPACK's sparse kernels get wrong; return what they make of the `ModelT` now, and notes."""
-    kernels, _ = xnnpack.analyze(model)
-    if not kernels.faults:
-        return kernels, []
     notes = repair.repair_tails(model)
     return xnnpack.analyze(model)[0], notes
 
@@ -143,7 +140,8 @@ def _failed(name, what, error):
     return File(Candidate(name, 0, (failed(what, error),)))
 
 
-def _write(directory, name, content, notes, model, tensors, kernels=None):
+def write(directory, name, content, notes, model, tensors, kernels=None):
+    """Write a candidate's content into a folder; return its `File`."""
     path = directory / f"{name}.tflite"
     path.write_bytes(content)
     return File(Candidate(name, len(content), notes=tuple(notes)), path, model, tensors, kernels)

@@ -20,6 +20,7 @@ class Measured:
             done; of `"micro"`, the plain kernels' on this processor.
         arena, dense_arena: Bytes of working memory (RAM) of this file and of the dense one, of `"micro"`; else None.
         is_decoded: Whether constants are decoded at each invocation.
+        baseline: What the file is measured by: `"dense"`, or `"source"` of `shrink`.
         resolver: Of `"micro"`, the functions of `MicroMutableOpResolver` that add the file's operators.
     """
 
@@ -29,15 +30,16 @@ class Measured:
     dense_arena: int | None = None
     is_decoded: bool = False
     resolver: tuple[str, ...] = ()
+    baseline: str = "dense"
 
     @property
     def lines(self):
         """In words: pairs (what, how much)."""
         ratio = None if self.ratio is None else f"{self.ratio:.2f}"
         if self.machine == "aarch64":
-            return [("aarch64, dense : this", f"{ratio} (emulated: follows the work done)")] if ratio else []
+            return [(f"aarch64, {self.baseline} : this", f"{ratio} (emulated: follows the work done)")] if ratio else []
         if self.machine == "wasm":
-            return [("in the browser", f"{_verdict(self.ratio)} (measured here, WebAssembly)")] if ratio else []
+            return [("in the browser", f"{self._verdict} (measured here, WebAssembly)")] if ratio else []
         lines = [("arena (RAM), bytes", f"{self.arena:,}")]
         if self.dense_arena is not None:
             lines[0] = ("arena (RAM), bytes", f"{self.arena:,} (dense {self.dense_arena:,})")
@@ -45,6 +47,13 @@ class Measured:
         if ratio:
             lines.append(("TFLite Micro, dense : this", f"{ratio} in time (plain kernels, measured here); {how}"))
         return [*lines, ("resolver", ", ".join(self.resolver))]
+
+    @property
+    def _verdict(self):
+        if self.ratio >= 1.05:
+            return f"{self.ratio:.1f} times faster"
+        compared = "as fast as" if self.ratio > 0.95 else f"{1 / self.ratio:.1f} times slower than"
+        return f"{compared} {self.baseline}"
 
 
 def measure(machine, reference, file, dense, tolerances):
@@ -72,12 +81,6 @@ def measure(machine, reference, file, dense, tolerances):
         decode.is_decoded(file.model),
         tuple(header.resolver_calls(file.model)),
     )
-
-
-def _verdict(ratio):
-    if ratio >= 1.05:
-        return f"{ratio:.1f} times faster"
-    return "as fast as dense" if ratio > 0.95 else f"{1 / ratio:.1f} times slower than dense"
 
 
 def _ratio(run, dense):

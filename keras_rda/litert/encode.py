@@ -12,22 +12,23 @@ import numpy as np
 
 from keras_rda.litert import sparse_format
 from keras_rda.litert.graph import WEIGHT_TYPES, graphs, schema
+from keras_rda.litert.recompress import recompress
 from keras_rda.litert.routes import STRATEGIES, Route, plan
 from keras_rda.litert.weights import TensorEncoding
 
 # Upper bounds, in bytes, of what is added besides values, indices and levels (FlatBuffers tables and alignment): a
-# sparse tensor with its DENSIFY; a DEQUANTIZE; a convolution with its RESHAPEs, and a channel of its bias.
-_DENSIFY_BYTES = 200
+# DEQUANTIZE; a convolution with its RESHAPEs, and a channel of its bias.
 _DEQUANTIZE_BYTES = 200
 _CONVOLUTION_BYTES = 800
 _BIAS_BYTES = 16
 
 
 def encode(model, strategy="smallest"):
-    """Encode the zeros of a dense LiteRT model.
+    """Encode the zeros of a LiteRT model.
 
     Each constant is stored in the smallest of the ways that the runtime reads: dense, or compressed along its
-    dimensions in whichever order is best. Float32, float16 and full int8 files compute what they did, bit for bit.
+    dimensions in whichever order is best; also one that is stored sparse already. Float32, float16 and full int8 files
+    compute what they did, bit for bit.
 
     Args:
         model: A `ModelT` of `flatbuffer.read`. It is not changed.
@@ -51,11 +52,20 @@ def encode(model, strategy="smallest"):
     for graph in graphs(model):
         for index, tensor in enumerate(graph.tensors):
             holders.setdefault(tensor.buffer, []).append((graph, index))
-    return model, [encoding for places in holders.values() for encoding in _encode_buffer(places, strategy)]
+    taken = {entry.buffer for entry in model.metadata or []}
+    taken.update([] if model.metadataBuffer is None else map(int, model.metadataBuffer))  # of old files
+    return model, [
+        encoding
+        for buffer, places in holders.items()
+        if buffer not in taken
+        for encoding in _encode_buffer(places, strategy)
+    ]
 
 
 def _encode_buffer(places, strategy):
     """Encode the buffer that the tensors at `places` share, if they are such constants; return `TensorEncoding`s."""
+    if any(graph.tensors[index].sparsity for graph, index in places):
+        return recompress(places)
     constants = {place: array for place in places if (array := _array(*place)) is not None}
     if not constants:
         return []
@@ -107,7 +117,7 @@ def _encode_array(constants, array, route):
         values = values.reshape(len(array), 1, 1, -1)
     size, order, compressed = sparse_format.smallest(values)
     # Tensors that share a buffer share the values but not the indices: counting both for each is a bound.
-    size = len(constants) * (size + _DENSIFY_BYTES + sparse_format.LEVEL_BYTES * values.ndim)
+    size = len(constants) * (size + sparse_format.DENSIFY_BYTES + sparse_format.LEVEL_BYTES * values.ndim)
     if route is Route.DEQUANTIZE:
         size += len(constants) * _DEQUANTIZE_BYTES
     if route is Route.CONVOLUTION:

@@ -79,7 +79,7 @@ def export(
         OSError: the directory of `path` cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
-    _check_path(path)
+    check_path(path)
     _check_model(model)
     if quantize not in convert.QUANTIZATIONS:
         names = ", ".join(map(repr, convert.QUANTIZATIONS))
@@ -124,9 +124,9 @@ def export(
             candidates=tuple(sorted((f.candidate for f in files.values()), key=lambda candidate: candidate.bytes)),
             quantize=quantize,
             bytes=file.candidate.bytes,
-            gzip_bytes=_gzip_bytes(file.path),
+            gzip_bytes=gzip_bytes(file.path),
             dense_bytes=dense.candidate.bytes,
-            dense_gzip_bytes=_gzip_bytes(dense.path),
+            dense_gzip_bytes=gzip_bytes(dense.path),
             sparsity=sparsity,
             tensors=tuple(file.tensors),
             latency=() if machine == "micro" else _latency(files, file),
@@ -241,11 +241,13 @@ def _array_name(path):
     return name if name[:1].isalpha() else f"model_{name}"
 
 
-def _gzip_bytes(path):
+def gzip_bytes(path):
+    """The size of a file compressed by gzip."""
     return len(gzip.compress(path.read_bytes(), compresslevel=6))
 
 
-def _check_path(path):
+def check_path(path):
+    """Raise unless a LiteRT file can be written to `path`."""
     if path.suffix != ".tflite":
         raise ValueError(f"path must end in '.tflite'; received {str(path)!r}.")
     if path.is_dir():

@@ -24,13 +24,17 @@ def quantization(model):
             if quantize not in convert.QUANTIZATIONS:
                 raise ValueError(f"The file says that it is quantised as {quantize[:20]!r}: it is corrupt.")
             return quantize
-    found = {
+    subgraphs = graphs(model)
+    stored = {
         graph.type(index)
-        for graph in graphs(model)
+        for graph in subgraphs
         for index in range(len(graph.tensors))
         if graph.is_stored(index) and len(graph.shape(index)) > 1
     }
-    return "int8" if "INT8" in found else "float16" if "FLOAT16" in found else None
+    if "INT8" not in stored:
+        return "float16" if "FLOAT16" in stored else None
+    computed = (graph.type(index) for graph in subgraphs for index in graph.producers if graph.constant(index) is None)
+    return "int8" if "INT8" in computed else "dynamic"
 
 
 def output_steps(model):

@@ -22,10 +22,14 @@ def repair_tails(model):
         A list of notes, one for each change; empty if nothing was wrong.
 
     Raises:
-        ValueError: the graph cannot be read.
+        ValueError: a graph cannot be read, or what has to be mended has an unknown height or width.
     """
+    return [note for subgraph in model.subgraphs for note in _repair(model, subgraph)]
+
+
+def _repair(model, subgraph):
     notes = []
-    while (clusters := xnnpack.analyze(model)[1]).faults:
+    while (clusters := xnnpack.analyze(model, subgraph)[1]).faults:
         delegation = clusters.delegation
         reductions = {node: None for fault in clusters.faults for node in _reductions(delegation, fault)}
         for node in reductions:
@@ -59,6 +63,10 @@ def _reductions(delegation, node):
 
 def _reshape(graph, node, shape):
     """Let a node give a tensor of `shape`, and a RESHAPE after it what the node gave before."""
+    if None in graph.fixed_shape(node.output):
+        raise ValueError(
+            f"{node} would be wrong in XNNPACK's sparse kernels, and cannot be mended: its shape is not fixed."
+        )
     output, kept = graph.tensors[node.output], np.int32([-1, *graph.shape(node.output)[1:]])  # any batch
     signature, name = output.shapeSignature, output.name or b""
     if signature is not None:

@@ -52,24 +52,26 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """The file that `export` put in place.
+    """The file that `export` or `shrink` put in place.
 
     Attributes:
         path: Where it is.
         chosen: The `Candidate` that it is.
         candidates: All of them, the smallest first.
-        quantize: The quantisation that was asked for.
+        quantize: The quantisation that was asked for; of `shrink`: that the source has.
         bytes, gzip_bytes: The file's size, and its size compressed by gzip.
-        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense.
+        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense; of
+            `shrink`: those of the source.
         floor_bytes: Information-theoretic floor of its weights: values and entropy of their positions.
-        sparsity: σ over the model's kernels, trainable or not; 0 if it has none.
+        sparsity: σ over the model's kernels, trainable or not; 0 if it has none. Of `shrink`: over the file's weights.
         tensors: How each weight tensor is stored.
-        latency: Of the dense file, the sparse one and, where channels were removed, the compressed one, on this
-            machine, in turns; empty for a microcontroller's.
+        latency: Of the dense file (of `shrink`: the source), the sparse one and, where channels were removed, the
+            compressed one, on this machine, in turns; empty for a microcontroller's.
         sparse_kernels: Whether the zeros run faster where XNNPACK has sparse kernels, and why not.
         not_faster_here: Why they do not run faster on this machine; `""` if they may.
         measured: What was `Measured` on the machine that was asked for; None without one.
         lost: Outputs of a quantised file that differ from Keras by as much as they vary.
+        source: Of `shrink`: the file that it was made from, and compared with; None of `export`.
     """
 
     path: str
@@ -87,6 +89,12 @@ class ExportReport:
     not_faster_here: str
     measured: Measured | None = None
     lost: tuple[str, ...] = ()
+    source: str | None = None
+
+    @property
+    def baseline(self):
+        """What the file is measured by: `"dense"` or `"source"`."""
+        return "dense" if self.source is None else "source"
 
     @property
     def floor_bytes(self):
@@ -106,6 +114,8 @@ class ExportReport:
         """In a few words: whether it is right, and how much smaller than with dense weights."""
         right = "Not verified" if not self.chosen.passed else "Right but for rounding" if self.lost else "Right"
         times = self.dense_bytes / self.bytes
+        if self.source is not None:
+            return f"{right}, {1 - self.bytes / self.dense_bytes:.1%} smaller"
         return f"{right}, {times:.1f} times smaller" if times >= 1.05 else f"{right}, as large as dense"
 
     @functools.cached_property
@@ -114,7 +124,7 @@ class ExportReport:
 
     @property
     def max_difference(self):
-        """Largest absolute difference from Keras, of the output and runtime that come closest to what is accepted."""
+        """Largest absolute difference from Keras or the source, of the output and runtime closest to its tolerance."""
         return self._worst.largest
 
     @property
@@ -154,12 +164,14 @@ class ExportReport:
     def _summary(self):
         table = Table("LiteRT file", pathlib.Path(self.path).name)
         table.add_row("result", self.headline)
+        if self.source is not None:
+            table.add_row("made from", self.source)
         table.add_row("written", f"{self.chosen.words}, {self.quantize or 'float32'}")
         table.add_row(
             "bytes (flash)" if self.is_for_microcontrollers else "bytes",
-            f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})",
+            f"{self.bytes:,} ({self.baseline} {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})",
         )
-        table.add_row("bytes, gzip", f"{self.gzip_bytes:,} (dense {self.dense_gzip_bytes:,})")
+        table.add_row("bytes, gzip", f"{self.gzip_bytes:,} ({self.baseline} {self.dense_gzip_bytes:,})")
         if self.floor_bytes:
             over = self.weight_bytes / self.floor_bytes
             table.add_row(

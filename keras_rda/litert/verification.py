@@ -15,7 +15,7 @@ from keras_rda.types import Data, Machine, Path
 
 # Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
 # of their size. A wrong file is off by far more (the defects seen start at 1e-2).
-_RELATIVE = 1e-4
+RELATIVE = 1e-4
 # What quantised files may differ by, relative to the largest magnitude of an output: more is no rounding any more.
 _QUANTIZED = {"float16": 0.1, "dynamic": 0.25, "int8": 0.25}
 # A file with its zeros encoded may not be much worse than the dense one.
@@ -33,6 +33,7 @@ class Check:
         tolerance: The largest that is accepted for that output.
         error: Why the file did not run; `""` if it did.
         integers: Whether that output is one of integers.
+        reference: What it was compared with: Keras, or the file that it was made from (`shrink`).
     """
 
     runtime: str
@@ -40,6 +41,7 @@ class Check:
     tolerance: float | None
     error: str = ""
     integers: bool = False
+    reference: str = "Keras"
 
     @property
     def passed(self):
@@ -50,8 +52,10 @@ class Check:
         if self.error:
             return f"{self.runtime}: {self.error}"
         if self.integers:
-            return f"{self.runtime}: differs from Keras in {self.largest:.1%} (accepted: {self.tolerance:.1%})"
-        return f"{self.runtime}: differs from Keras by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
+            return (
+                f"{self.runtime}: differs from {self.reference} in {self.largest:.1%} (accepted: {self.tolerance:.1%})"
+            )
+        return f"{self.runtime}: differs from {self.reference} by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
 
 
 def verify(model: keras.Model, path: Path, data: Data | None = None, machine: Machine | None = None) -> list[Check]:
@@ -125,7 +129,7 @@ def tolerances(expected, quantize=None, content=None, received=None):
     steps = metadata.output_steps(content) if quantize else {}
     result = {}
     for name, output in expected.items():
-        result[name] = 0.0 if is_integer(output) else _RELATIVE * magnitude(output)
+        result[name] = 0.0 if is_integer(output) else RELATIVE * magnitude(output)
         if quantize:
             rounding = difference(output, received[name]) if received and name in received else math.inf
             most = _QUANTIZED[quantize] * magnitude(output)

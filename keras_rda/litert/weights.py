@@ -55,7 +55,7 @@ def stored(model):
             values, shape = graph.values(index), graph.shape(index)
             if values is None or graph.type(index) not in WEIGHT_TYPES or len(shape) < 2 or not math.prod(shape):
                 continue
-            nonzero, (name, operator) = int(np.count_nonzero(values)), _use(graph, index)
+            nonzero, (name, operator) = int(np.count_nonzero(values)), use(graph, index)
             indices, encoding = sparse_format.describe(tensor.sparsity) if tensor.sparsity else (0, "dense")
             rows.append(
                 TensorEncoding(
@@ -73,7 +73,7 @@ def stored(model):
     return in_order(rows, multiply_adds(model))
 
 
-def _use(graph, index):
+def use(graph, index):
     """The name of a constant and the operator that computes with it, behind DENSIFY and DEQUANTIZE."""
     name = graph.name(index)
     while readers := graph.readers.get(index):

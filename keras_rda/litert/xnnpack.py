@@ -68,10 +68,10 @@ def _cpu_flags():
     return set(cpuinfo.read_text().split()) if cpuinfo.is_file() else {"avx"}
 
 
-def analyze(model):
-    """Analyse a `ModelT`; return its `SparseKernels` and `Clusters`."""
+def analyze(model, subgraph=None):
+    """Analyse a subgraph of a `ModelT`, by default the first; return its `SparseKernels` and `Clusters`."""
     try:
-        clusters = Clusters(Graph(model))
+        clusters = Clusters(Graph(model, subgraph))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"The LiteRT file's operators are damaged: {error!r}.") from error
     nodes, delegation = clusters.nodes, clusters.delegation
