@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import pathlib
 import signal
 import time
 import warnings
@@ -11,10 +12,18 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import pytest
 
 import keras_rda
+from keras_rda.litert import aarch64
 
 BACKEND = keras.backend.backend()
+PREPARED = pathlib.Path(
+    os.environ.get("KERAS_RDA_TFDS", pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds")
+)
+needs_emulation = pytest.mark.skipif(
+    not aarch64.is_ready(), reason="AArch64 emulation is not set up: python3 -m keras_rda.litert.aarch64"
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import needs_emulation
 
 from keras_rda.litert import aarch64
 from keras_rda.litert.machines.aarch64_set_up import small_file
 
-needs_emulation = pytest.mark.skipif(
-    not aarch64.is_ready(), reason="AArch64 emulation is not set up: python3 -m keras_rda.litert.aarch64"
-)
 X = np.array([[-1.0, 2.0]])
 HERE = [sys.executable]
 

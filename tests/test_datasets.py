@@ -1,16 +1,10 @@
-import os
-import pathlib
-
 import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, PREPARED
 
 from keras_rda import datasets
 
 # Prepared data that a developer or CI may have; users need not.
-PREPARED = pathlib.Path(
-    os.environ.get("KERAS_RDA_TFDS", pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds")
-)
 
 
 def test_digits():

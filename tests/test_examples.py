@@ -14,8 +14,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, small_network
-from test_datasets import PREPARED
+from helpers import BACKEND, PREPARED, small_network
 
 import keras_rda
 from keras_rda.litert.machines import micro

@@ -334,11 +334,11 @@ def test_stopped_command_leaves_no_process(tmp_path, number, status):
 def test_names_are_no_markup_and_command_no_terminal(files, tmp_path):
     model = flatbuffer.read(files["sparse.tflite"])
     for number, tensor in enumerate(model.subgraphs[0].tensors):
-        tensor.name = f"[/red]\x1b[2J\r:smile: {number}".encode()
+        tensor.name = f"[bold]\x1b[2J\r:smile: {number}".encode()
     (tmp_path / "[bold]a.tflite").write_bytes(flatbuffer.pack(model))
     done = CliRunner().invoke(cli.main, ["inspect", str(tmp_path / "[bold]a.tflite")])
     assert done.exit_code == 0, done.output
-    assert "[/red]\N{REPLACEMENT CHARACTER}[2J:smile: " in done.output
+    assert "[bold]\N{REPLACEMENT CHARACTER}[2J:smile: " in done.output
     assert "\x1b" not in done.output
     done = CliRunner().invoke(cli.main, ["inspect", str(tmp_path / "\x1b[2J[red].tflite")])
     assert done.exit_code == 2

@@ -3,8 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND
-from test_datasets import PREPARED
+from helpers import BACKEND, PREPARED
 
 import keras_rda
 

@@ -6,8 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND
-from test_aarch64 import needs_emulation
+from helpers import BACKEND, needs_emulation
 
 import keras_rda
 from keras_rda.litert import aarch64, encode, flatbuffer, repair, xnnpack

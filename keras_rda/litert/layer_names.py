@@ -93,7 +93,8 @@ def _forms(array, shape):
 def _likeness(constant, weight):
     """How alike two arrays of the same size are, 0 to 1: whatever their channels are multiplied by, and as they are."""
     step = 1 + constant.size // _ENOUGH
-    constant, weight = constant[::step], weight.reshape(constant.shape)[::step]
+    # In float64, where squares of what float32 holds do not overflow.
+    constant, weight = (array[::step].astype("float64") for array in (constant, weight.reshape(constant.shape)))
     channels = max(_cosine(constant, weight, "ij,ij->i"), _cosine(constant, weight, "ij,ij->j"))
     return round(channels, 2), round(_cosine(constant, weight, "ij,ij->"), 3)
 
