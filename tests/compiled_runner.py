@@ -22,9 +22,9 @@ class Compiled:
         ((self._key, self._names),) = self._model.get_signature_list().items()
 
     def run(self, names, arrays):
-        """Run as many samples as the arrays have, one batch of the file's size after the other.
+        """Run as many samples as the arrays have, one after the other; return the outputs, name → array.
 
-        Inputs are not resized: recurrent networks and those of several inputs do not load then.
+        Inputs are not resized: in ai-edge-litert 2.3 dense files too do not load then, compute garbage, or crash.
         """
         arrays = dict(zip(names or self._names["inputs"], arrays, strict=True))
         first = self._names["inputs"][0]

@@ -285,12 +285,12 @@ def test_custom_operators_are_named_where_they_do_not_run(tmp_path):
     model.operatorCodes.append(code.OperatorCodeT(custom, b"MyOwn", 1, custom))
     model.subgraphs[0].tensors.append(code.TensorT(np.int32([1, 64]), code.TensorType.FLOAT32, 0, b"z"))
     options = np.frombuffer(b"its options", np.uint8)
-    model.subgraphs[0].operators.append(
-        code.OperatorT(2, np.int32([1]), np.int32([3]), customOptions=options)
-    )
+    model.subgraphs[0].operators.append(code.OperatorT(2, np.int32([1]), np.int32([3]), customOptions=options))
     model.subgraphs[0].outputs = np.int32([3])
     source = written(tmp_path / "source.tflite", model)
-    with pytest.raises(ValueError, match="source does not run here.*so that a smaller file cannot be compared.*MyOwn") as caught:
+    with pytest.raises(
+        ValueError, match="source does not run here.*so that a smaller file cannot be compared.*MyOwn"
+    ) as caught:
         litert.shrink(source, tmp_path / "target.tflite")
     assert "\n" not in str(caught.value)
     # They would have survived.

@@ -35,12 +35,7 @@ def quantization(model):
     }
     if "INT8" not in stored:
         return "float16" if "FLOAT16" in stored else None
-    computed = (
-        graph.type(index)
-        for graph in subgraphs
-        for index in graph.producers
-        if graph.constant(index) is None
-    )
+    computed = (graph.type(index) for graph in subgraphs for index in graph.producers if graph.constant(index) is None)
     return "int8" if "INT8" in computed else "dynamic"
 
 

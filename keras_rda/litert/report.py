@@ -179,7 +179,9 @@ class ExportReport:
             spread = f"{latency.lower * 1e3:.3g} to {latency.upper * 1e3:.3g}"
             table.add_row(f"latency, {latency.name}", f"{latency.median * 1e3:.3g} ms (quartiles {spread})")
         if self.emulated_ratio is not None:
-            table.add_row(f"aarch64, {self.baseline} : this", f"{self.emulated_ratio:.2f} (emulated: follows the work done)")
+            table.add_row(
+                f"aarch64, {self.baseline} : this", f"{self.emulated_ratio:.2f} (emulated: follows the work done)"
+            )
         for name, text in self.speed():
             table.add_row(name, text)
         return table

@@ -52,7 +52,9 @@ class Check:
         if self.error:
             return f"{self.runtime}: {self.error}"
         if self.integers:
-            return f"{self.runtime}: differs from {self.reference} in {self.largest:.1%} (accepted: {self.tolerance:.1%})"
+            return (
+                f"{self.runtime}: differs from {self.reference} in {self.largest:.1%} (accepted: {self.tolerance:.1%})"
+            )
         return f"{self.runtime}: differs from {self.reference} by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
 
 
