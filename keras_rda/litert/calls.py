@@ -127,7 +127,7 @@ def _named(graph, indices):
 
 
 def _draw(generator, shape, dtype, rows):
-    if dtype == bool:
+    if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(bool)
     if dtype.kind in "iu":
         if dtype.itemsize == 1 and rows is None:
