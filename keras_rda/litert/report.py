@@ -111,7 +111,7 @@ class ExportReport:
 
     @property
     def max_difference(self):
-        """Largest absolute difference from Keras or the source, of the output and runtime closest to what is accepted."""
+        """Largest absolute difference from Keras or the source, of the output closest to what is accepted."""
         return self._worst.largest
 
     @property
