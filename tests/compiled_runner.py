@@ -1,6 +1,8 @@
-"""Stand-alone script: run LiteRT files in `CompiledModel`, LiteRT's newer entry point; see `runner`, which it is like.
+"""Stand-alone script: run LiteRT files in `CompiledModel`, LiteRT's newer entry point, otherwise as `runner` does.
 
-    python compiled_runner.py FOLDER
+    python compiled_runner.py RUNNER FOLDER
+
+RUNNER is the folder of `runner.py`.
 """
 
 import pathlib
@@ -8,8 +10,6 @@ import sys
 
 import numpy as np
 from ai_edge_litert.compiled_model import CompiledModel
-
-from keras_rda.litert.machines import runner
 
 
 class Compiled:
@@ -22,22 +22,32 @@ class Compiled:
         ((self._key, self._names),) = self._model.get_signature_list().items()
 
     def run(self, names, arrays):
-        """Run one batch; return the outputs, name → array."""
+        """Run as many samples as the arrays have, one after the other; return the outputs, name → array.
+
+        Inputs are not resized: in ai-edge-litert 2.3 dense files too do not load then, compute garbage, or crash.
+        """
         arrays = dict(zip(names or self._names["inputs"], arrays, strict=True))
-        details = self._model.get_input_tensor_details(self._key)
-        for place, name in enumerate(self._names["inputs"]):
-            if list(details[name]["shape"]) != list(arrays[name].shape):
-                self._model.resize_input_tensor(place, arrays[name].shape)
+        first = self._names["inputs"][0]
+        size = self._model.get_input_tensor_details(self._key)[first]["shape"][0]
+        starts = range(0, len(arrays[first]), size)
+        results = [self._run({name: array[i : i + size] for name, array in arrays.items()}) for i in starts]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def _run(self, arrays):
         inputs, outputs = self._model.create_input_buffers(0), self._model.create_output_buffers(0)
+        details = self._model.get_input_tensor_details(self._key)
         for name, buffer in zip(self._names["inputs"], inputs, strict=True):
             buffer.write(np.ascontiguousarray(arrays[name], details[name]["dtype"]))
         self._model.run_by_index(0, inputs, outputs)
-        found, results = self._model.get_output_tensor_details(self._key), {}
+        details, results = self._model.get_output_tensor_details(self._key), {}
         for name, buffer in zip(self._names["outputs"], outputs, strict=True):
-            shape, dtype = found[name]["shape"], np.dtype(found[name]["dtype"])
+            shape, dtype = details[name]["shape"], np.dtype(details[name]["dtype"])
             results[name] = buffer.read(int(np.prod(shape)), dtype).reshape(shape)
         return results
 
 
 if __name__ == "__main__":
-    runner.main(pathlib.Path(sys.argv[1]), Compiled)
+    sys.path.insert(0, sys.argv[1])
+    import runner
+
+    runner.main(pathlib.Path(sys.argv[2]), Compiled)

@@ -132,10 +132,12 @@ def test_damaged_models_end_in_one_line(folder, command, name):
     assert not list(folder.glob("out.*"))
 
 
-@pytest.mark.parametrize("command", ["inspect", "benchmark", "verify model.keras"])
+@pytest.mark.parametrize(
+    "command", ["inspect FILE", "benchmark FILE", "verify model.keras FILE", "shrink FILE x.tflite"]
+)
 def test_damaged_files_end_in_one_line(folder, command):
     (folder / "text.tflite").write_text("no model at all")
-    message = run(*command.split(), "text.tflite", code=1)
+    message = run(*command.replace("FILE", "text.tflite").split(), code=1)
     assert message == "Error: The file 'text.tflite' is not a LiteRT model: the identifier 'TFL3' is missing.\n"
 
 

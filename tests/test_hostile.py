@@ -24,7 +24,7 @@ from helpers import BACKEND, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli
-from keras_rda.litert import flatbuffer, metadata, weights, xnnpack
+from keras_rda.litert import flatbuffer, metadata, shrinking, weights, xnnpack
 from keras_rda.output import one_line
 
 pytestmark = [
@@ -147,6 +147,7 @@ def look_into(content):
     xnnpack.analyze(model)
     metadata.quantization(model)
     metadata.output_steps(model)
+    shrinking.gain(model, content)
 
 
 @litert
@@ -250,7 +251,10 @@ def commands(folder, jobs, report):
 
 
 @litert
-@pytest.mark.parametrize("command", ["inspect FILE", "benchmark FILE --seconds 0.001", "verify model.keras FILE"])
+@pytest.mark.parametrize(
+    "command",
+    ["inspect FILE", "benchmark FILE --seconds 0.001", "verify model.keras FILE", "shrink FILE smaller.tflite"],
+)
 def test_commands_survive_damaged_litert_files(run, files, tmp_path, pytestconfig, command):
     names = [name for name in files if name.endswith(".tflite")]
     (tmp_path / "model.keras").write_bytes(files["model.keras"])

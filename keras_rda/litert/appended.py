@@ -1,4 +1,4 @@
-"""What follows the FlatBuffer in a LiteRT file: the ZIP archive of associated files (labels and such) of its metadata."""
+"""What follows the FlatBuffer in a LiteRT file: a ZIP archive of the files that its metadata name, labels and such."""
 
 import io
 import struct
@@ -62,7 +62,7 @@ def _start(content):
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = archive.infolist()
-            end, _, size, offset = _end(content)
+            end, _, size, _ = _end(content)
         return min((member.header_offset for member in members), default=end - size)
     except (zipfile.BadZipFile, struct.error) as error:
         raise ValueError(f"The ZIP archive of associated files behind the FlatBuffer is damaged: {error}.") from error

@@ -91,7 +91,9 @@ class Entry:
         for name, array in data.items():
             shape = self.shape(name)
             array, size = np.asarray(array, np.dtype(self.graph.type(self.inputs[name]).lower())), abs((*shape, 1)[0])
-            if array.ndim != len(shape) or any(a not in (-1, b) for a, b in zip(shape[1:], array.shape[1:], strict=True)):
+            if array.ndim != len(shape) or any(
+                a not in (-1, b) for a, b in zip(shape[1:], array.shape[1:], strict=True)
+            ):
                 return None
             starts = range(0, min(len(array) - size + 1, _SAMPLES * size), size) if shape else [None]
             batches[name] = [array[start : start + size] if shape else array for start in starts]
@@ -125,7 +127,7 @@ def _named(graph, indices):
 
 
 def _draw(generator, shape, dtype, rows):
-    if dtype == bool:
+    if dtype.kind == "b":
         return generator.integers(0, 2, shape).astype(bool)
     if dtype.kind in "iu":
         if dtype.itemsize == 1 and rows is None:

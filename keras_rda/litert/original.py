@@ -57,12 +57,18 @@ class Original:
                 fits = True
                 self._plan.append((entry, calls))
         if not fits:
-            wanted = "; ".join(f"{entry}: { {name: entry.shape(name) for name in entry.inputs} }" for entry, _ in self._plan)
-            raise ValueError(f"The data fit no way to call the file, with the samples first (-1: any number): {wanted}.")
+            wanted = "; ".join(
+                f"{entry}: { {name: entry.shape(name) for name in entry.inputs} }" for entry, _ in self._plan
+            )
+            raise ValueError(
+                f"The data fit no way to call the file, with the samples first (-1: any number): {wanted}."
+            )
         self.outputs = {runtime: self._run(path, runtime) for runtime in self._runtimes}
         for runtime, outputs in self.outputs.items():
             if not self._compare(outputs, self._run(path, runtime), runtime, 0).passed:
-                raise ValueError(f"The file's outputs change from run to run ({runtime}): a smaller one cannot be compared.")
+                raise ValueError(
+                    f"The file's outputs change from run to run ({runtime}): a smaller one cannot be compared."
+                )
 
     def check(self, path):
         """Run another file on the same inputs; return a `Check` for each runtime.
@@ -134,7 +140,9 @@ class Original:
         """Note runtimes in which an entry does not run: there is nothing to compare with."""
         if all(why.values()):
             reasons = "; ".join(dict.fromkeys(why.values()))
-            raise ValueError(f"The source does not run here ({entry}), so that a smaller file cannot be compared with it: {reasons}.")
+            raise ValueError(
+                f"The source does not run here ({entry}), so that a smaller file cannot be compared with it: {reasons}."
+            )
         for runtime, reason in why.items():
             if reason:
                 self.notes.append(f"Not compared, {runtime}: the source does not run there ({reason}).")
@@ -161,7 +169,9 @@ class Original:
             finite = array[np.isfinite(array)] if array.dtype.kind in "fc" else array
             tolerances[name] = 0.0 if array.dtype.kind not in "fc" else relative * verification.magnitude(finite)
         pairs = {name: _without_equals(array, received.get(name)) for name, array in expected.items()}
-        received = {name: pair[1] for name, pair in pairs.items()} | {n: a for n, a in received.items() if n not in pairs}
+        received = {name: pair[1] for name, pair in pairs.items()} | {
+            n: a for n, a in received.items() if n not in pairs
+        }
         check = verification.compare({name: pair[0] for name, pair in pairs.items()}, received, tolerances, runtime)
         return dataclasses.replace(check, reference=_NAME)
 
@@ -203,7 +213,10 @@ def _with_one_signature(model, entry):
     model = copy.copy(model)
     model.signatureDefs = [
         code.SignatureDefT(
-            *([code.TensorMapT(name.encode(), index) for name, index in part.items()] for part in (entry.inputs, entry.outputs)),
+            *(
+                [code.TensorMapT(name.encode(), index) for name, index in part.items()]
+                for part in (entry.inputs, entry.outputs)
+            ),
             signatureKey=(entry.key or "serving_default").encode(),
             subgraphIndex=entry.subgraph,
         )

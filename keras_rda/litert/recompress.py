@@ -29,7 +29,9 @@ def recompress(places):
     if not is_weight:
         return []
     if math.prod(graph.shape(index)) * values.itemsize >= _LARGEST:
-        raise ValueError(f"The sparse tensor '{graph.name(index)}' of shape {graph.shape(index)} is more than 2 GB dense.")
+        raise ValueError(
+            f"The sparse tensor '{graph.name(index)}' of shape {graph.shape(index)} is more than 2 GB dense."
+        )
     array = sparse_format.expand(values, sparsity, graph.shape(index))
     nonzero, size = int(np.count_nonzero(array)), len(places) * _bytes(values, sparsity)
     encoding, reason = sparse_format.describe(sparsity)[1], _refusal(places, array)

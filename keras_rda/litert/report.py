@@ -111,11 +111,11 @@ class ExportReport:
 
     @property
     def headline(self):
-        """In a few words: whether it is right, and how much smaller than with dense weights."""
+        """In a few words: whether it is right, and how much smaller than with dense weights, or than the source."""
         right = "Not verified" if not self.chosen.passed else "Right but for rounding" if self.lost else "Right"
         times = self.dense_bytes / self.bytes
         if self.source is not None:
-            return f"{right}, {1 - self.bytes / self.dense_bytes:.1%} smaller"
+            return f"{right}, {1 - 1 / times:.1%} smaller" if times > 1 else f"{right}, mended"
         return f"{right}, {times:.1f} times smaller" if times >= 1.05 else f"{right}, as large as dense"
 
     @functools.cached_property
@@ -124,7 +124,7 @@ class ExportReport:
 
     @property
     def max_difference(self):
-        """Largest absolute difference from Keras or the source, of the output and runtime closest to its tolerance."""
+        """Largest absolute difference from Keras or the source, of the output closest to what is accepted."""
         return self._worst.largest
 
     @property

@@ -35,17 +35,17 @@ def shrink(source: Path, target: Path, machine: Machine | None = None, data: Dat
         target: Where to write the smaller one, ending in `.tflite`; its directory must exist. What is there before
             stays until then.
         machine: `"aarch64"` or `"wasm"`: run both files there too; see `export`.
-        data: Typical inputs: an array, or a dict of input name → array, with the samples first. An iterable of such: its
-            first is used.
+        data: Typical inputs: an array, or a dict of input name → array, with the samples first; or an iterable of such,
+            of which the first is used.
 
     Returns:
         `ExportReport`, in which the source takes the place of the dense file and of Keras.
 
     Raises:
         ExportError: no smaller file computes the same.
-        FileNotFoundError, ValueError: there is no such file, it is no LiteRT file or damaged, it cannot be made smaller,
-            it does not run here, its weights lie outside the FlatBuffer (models of more than 2 GB), or `target` or
-            `data` are not usable.
+        FileNotFoundError, ValueError: there is no such file, it is no LiteRT file or damaged, it cannot be made
+            smaller, it does not run here, its weights lie outside the FlatBuffer (models of more than 2 GB), or
+            `target` or `data` are not usable.
         RuntimeError: `machine` is not set up.
         OSError: the directory of `target` cannot be written to, or the disk is full.
     """
