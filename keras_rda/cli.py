@@ -103,7 +103,7 @@ def compress(source, target, fold_batch_norm, as_json):
     _show(result, result.to_dict(), as_json)
 
 
-@main.command()
+@main.command(short_help="Write the smallest LiteRT file that was verified.")
 @click.argument("source", metavar="IN", type=_file)
 @click.argument("target", metavar="OUT.tflite", type=_new_file)
 @click.option("--quantize", type=click.Choice(convert.QUANTIZATIONS[1:]), help="Weights (int8: all) in fewer bits.")

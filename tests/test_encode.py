@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_rda.litert import encode, flatbuffer, sparse_format
+from keras_rda.litert.graph import schema
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 pytestmark = pytest.mark.filterwarnings(  # of TensorFlow's converter
@@ -56,7 +57,7 @@ def with_zeros(model, share=0.9):
 
 def tables(*arrays, shared=False):
     """A file that gathers all rows of each array, and so gives back what the runtime decoded."""
-    code = flatbuffer.schema()
+    code = schema()
     types = {"float32": code.TensorType.FLOAT32, "int8": code.TensorType.INT8}
     tensors = [code.TensorT(np.array([len(arrays[0])], np.int32), code.TensorType.INT32, 0, b"rows")]
     buffers, operators, outputs = [code.BufferT()], [], []
@@ -155,7 +156,7 @@ def stored(array, order, compressed):
 
 def dense_layer(kernel):
     """A file of one FULLY_CONNECTED with a kernel (units, features) of float32, float16 or int8 and float32 inputs."""
-    code, (units, features) = flatbuffer.schema(), kernel.shape
+    code, (units, features) = schema(), kernel.shape
     kinds = {"float32": code.TensorType.FLOAT32, "float16": code.TensorType.FLOAT16, "int8": code.TensorType.INT8}
     scale = code.QuantizationParametersT(scale=np.float32([1 / 127]), zeroPoint=np.zeros(1, np.int64))
 
@@ -410,7 +411,7 @@ def test_layer_that_is_used_twice_is_stored_once():
         x = batch(model)
         np.testing.assert_array_equal(run(flatbuffer.pack(encoded), x), run(content, x))
         kinds = [encoded.operatorCodes[operator.opcodeIndex].builtinCode for operator in encoded.subgraphs[0].operators]
-        assert kinds.count(flatbuffer.schema().BuiltinOperator.DENSIFY) == 1
+        assert kinds.count(schema().BuiltinOperator.DENSIFY) == 1
 
 
 def test_buffers_are_aligned_and_survive_the_round_trip():

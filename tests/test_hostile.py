@@ -25,6 +25,7 @@ from helpers import BACKEND, compiled, small_network, state
 import keras_rda
 from keras_rda import cli
 from keras_rda.litert import flatbuffer, metadata, shrinking, weights, xnnpack
+from keras_rda.litert import graph as litert_graph
 from keras_rda.output import one_line
 
 pytestmark = [
@@ -160,7 +161,7 @@ def test_damaged_litert_files_are_read_or_refused(files, pytestconfig):
 
 def of_equal_parts(*, tensors=0, operators=0, name=b"", data=0, option=None):
     """A file in which `tensors` tensors and `operators` operators are two tables, with names of 100 kB, and so on."""
-    schema = flatbuffer.schema()
+    schema = litert_graph.schema()
     builder = flatbuffers.Builder()
 
     def many(start, part, count):
@@ -217,7 +218,7 @@ def test_tables_that_refer_to_the_same_part_over_and_over_are_refused(parts, mon
     """Files of a few hundred kB that would be 4 million tensors with names of 100 kB, or 2.5 billion tensors."""
     content = of_equal_parts(**parts)
     # Without looking: these would take all of the memory, or minutes.
-    monkeypatch.setattr(flatbuffer.schema().ModelT, "InitFromPackedBuf", None)
+    monkeypatch.setattr(litert_graph.schema().ModelT, "InitFromPackedBuf", None)
     with at_most(10), pytest.raises(ValueError, match="cut off or corrupt") as refusal:
         flatbuffer.read(content)
     assert str(refusal.value.__cause__) == "its parts overlap"
@@ -391,7 +392,7 @@ def test_sparse_tensors_whose_indices_point_outside_are_refused(files, change, p
 def test_graphs_that_would_never_end_are_refused(files, change, problem):
     model = flatbuffer.read(files["sparse.tflite"])
     (graph,) = model.subgraphs
-    densify = next(node for node in graph.operators if flatbuffer.operator_name(model, node) == "DENSIFY")
+    densify = next(node for node in graph.operators if litert_graph.operator_name(model, node) == "DENSIFY")
     change(graph, densify)
     with pytest.raises(ValueError, match=problem):
         flatbuffer.read(flatbuffer.pack(model))

@@ -10,6 +10,7 @@ from helpers import BACKEND
 
 import keras_rda
 from keras_rda.litert import candidates, convert, encode, feeds, flatbuffer, signature, verification
+from keras_rda.litert.graph import schema
 from keras_rda.litert.machines import here
 
 pytestmark = [
@@ -228,7 +229,7 @@ def test_float16_of_features_that_it_cannot_hold(mean, deviation, tmp_path):
     np.testing.assert_allclose(received, expected, rtol=0, atol=0.01 * np.abs(expected).max())
     kept = [note for note in report.chosen.notes if "stays in float32: its values, " in note]
     assert len(kept) == {(1e-3, 1e-4): 0, (0, 1e-6): 2, (0, 1e9): 2}.get((mean, deviation), len(kept))
-    types = flatbuffer.schema().TensorType
+    types = schema().TensorType
     stored = {tensor.type for tensor in flatbuffer.read(tmp_path / "model.tflite").subgraphs[0].tensors}
     assert types.FLOAT16 in stored  # the kernels
 

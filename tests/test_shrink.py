@@ -16,7 +16,7 @@ from test_encode import arrays, converted, decoded, dense_layer, tables
 import keras_rda
 from keras_rda import cli
 from keras_rda.litert import aarch64, appended, calls, convert, encode, flatbuffer, shrinking, sparse_format
-from keras_rda.litert.graph import Graph
+from keras_rda.litert.graph import Graph, schema
 
 litert = keras_rda.litert
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
@@ -198,7 +198,7 @@ def test_a_file_without_signature_and_with_equal_names(tmp_path):
 
 def in_turns(names=(b"first", b"second")):
     """Two signatures, each with a subgraph of its own, that share their weights."""
-    code, model, other = flatbuffer.schema(), dense_layer(kernel()), dense_layer(kernel())
+    code, model, other = schema(), dense_layer(kernel()), dense_layer(kernel())
     model.subgraphs += other.subgraphs
     model.signatureDefs = [
         code.SignatureDefT([code.TensorMapT(b"x", 0)], [code.TensorMapT(b"y", 1)], name, number)
@@ -215,7 +215,7 @@ def test_signatures_that_share_weights(tmp_path):
     assert len({Graph(target, graph).tensors[3].buffer for graph in target.subgraphs}) == 1
     # The second one is compared too.
     model = in_turns()
-    model.buffers.append(flatbuffer.schema().BufferT(kernel(seed=3).view(np.uint8).ravel()))
+    model.buffers.append(schema().BufferT(kernel(seed=3).view(np.uint8).ravel()))
     model.subgraphs[1].tensors[2].buffer = len(model.buffers) - 1
     source = written(tmp_path / "source.tflite", model)
     with pytest.MonkeyPatch.context() as patch:
@@ -245,7 +245,7 @@ def archived(files, offset=0):
 
 @pytest.mark.parametrize("counts_from", ["the file", "the archive"])
 def test_metadata_and_associated_files_survive(tmp_path, counts_from):
-    code, model, labels = flatbuffer.schema(), dense_layer(kernel()), {"labels.txt": "cat\ndog\n", "b.txt": "é" * 999}
+    code, model, labels = schema(), dense_layer(kernel()), {"labels.txt": "cat\ndog\n", "b.txt": "é" * 999}
     model.buffers.append(code.BufferT(np.frombuffer(b"the metadata's FlatBuffer", np.uint8)))
     model.metadata = [code.MetadataT(b"TFLITE_METADATA", 2)]
     model.description = b"made by somebody else"
@@ -273,14 +273,14 @@ def test_metadata_and_associated_files_survive(tmp_path, counts_from):
 
 def test_metadata_that_share_a_weight_s_buffer_keep_it(tmp_path):
     model = dense_layer(kernel())
-    model.metadata = [flatbuffer.schema().MetadataT(b"its weights", 1)]
+    model.metadata = [schema().MetadataT(b"its weights", 1)]
     smaller, rows = encode.encode(model)
     assert rows == []
     np.testing.assert_array_equal(smaller.buffers[1].data, model.buffers[1].data)
 
 
 def test_custom_operators_are_named_where_they_do_not_run(tmp_path):
-    code, model = flatbuffer.schema(), dense_layer(kernel())
+    code, model = schema(), dense_layer(kernel())
     custom = code.BuiltinOperator.CUSTOM
     model.operatorCodes.append(code.OperatorCodeT(custom, b"MyOwn", 1, custom))
     model.subgraphs[0].tensors.append(code.TensorT(np.int32([1, 64]), code.TensorType.FLOAT32, 0, b"z"))
@@ -300,7 +300,7 @@ def test_custom_operators_are_named_where_they_do_not_run(tmp_path):
 
 
 def test_a_source_that_rolls_dice_is_refused(tmp_path):
-    code, model = flatbuffer.schema(), dense_layer(kernel())
+    code, model = schema(), dense_layer(kernel())
     number = code.BuiltinOperator.RANDOM_UNIFORM
     model.operatorCodes.append(code.OperatorCodeT(127, None, 1, number))
     model.buffers.append(code.BufferT(np.int32([3]).view(np.uint8)))
@@ -340,10 +340,10 @@ def test_bad_sources_and_targets_are_refused_in_a_line(tmp_path):
     model.buffers[0].data = np.uint8([1, 2, 3, 4])
     for tensor in model.subgraphs[0].tensors[:2]:  # which are computed
         tensor.buffer = 2
-    model.buffers.append(flatbuffer.schema().BufferT())
+    model.buffers.append(schema().BufferT())
     refused(tmp_path, "first buffer, which has to be empty", model)
     model = dense_layer(kernel())
-    model.subgraphs[0].tensors[0].type = flatbuffer.schema().TensorType.STRING
+    model.subgraphs[0].tensors[0].type = schema().TensorType.STRING
     refused(tmp_path, "The input 'x' of its first subgraph takes STRING", model)
     model = tables(np.zeros((40, 50), "float32"))
     encoded, _ = encode.encode(model)
@@ -399,7 +399,7 @@ def test_expand_is_the_opposite_of_compress(array, data):
 
 def test_blocks_are_expanded():
     """Blocks of 1×4 of which the second and third are there, as TensorFlow's pass writes them."""
-    code = flatbuffer.schema()
+    code = schema()
     dense, compressed = code.DimensionType.DENSE, code.DimensionType.SPARSE_CSR
     vector, kind = code.Uint8VectorT, code.SparseIndexVector.Uint8Vector
     levels = [

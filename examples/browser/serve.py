@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_rda
+from keras_rda import litert
 from keras_rda.litert import wasm
 
 HERE = pathlib.Path(__file__).parent
@@ -103,13 +104,8 @@ def make(folder, size, alpha, sparsity, epochs):
 
 def write(model, folder):
     """The model as `dense.tflite` and `sparse.tflite`, both for one digit at a time: LiteRT.js needs a fixed batch."""
-    from keras_rda.litert import convert, encode, flatbuffer, repair
-
-    dense = convert.convert(model, batch_size=1)
-    sparse, _ = encode.encode(flatbuffer.read(dense))
-    repair.repair_tails(sparse)
-    (folder / "dense.tflite").write_bytes(dense)
-    (folder / "sparse.tflite").write_bytes(flatbuffer.pack(sparse))
+    litert.export(model, folder / "dense.tflite", sparse=False, batch_size=1)
+    print(litert.export(model, folder / "sparse.tflite", machine="wasm"))
 
 
 def main():

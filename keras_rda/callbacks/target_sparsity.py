@@ -221,7 +221,7 @@ class TargetSparsity(keras.callbacks.Callback):
         before, self._position = self._position, self._first_batch + batch + 1
         progress, interval = self._position / self._batches, self._interval / self._batches
         if self._position == self._batches:
-            self._optimizer()
+            self._optimizer()  # raises if the model was compiled with another since
             for group in self._groups:
                 group.trim()
         elif before // self._interval != self._position // self._interval and progress + interval > self.begin:

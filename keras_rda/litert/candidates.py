@@ -81,7 +81,7 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
                 tensors = described(tensors)
                 if all(tensor.encoding == "dense" for tensor in tensors):
                     continue
-                kernels, repairs = (None, []) if machine == "micro" else repaired(smaller)
+                kernels, repairs = (None, []) if machine == "micro" else repair.repair_tails(smaller)
                 if quantize:
                     metadata.mark(smaller, quantize)
                 content = flatbuffer.pack(smaller)
@@ -128,12 +128,6 @@ def _converted(model, quantize, samples, batch_size):
         notes = half.restore(graph, flatbuffer.read(convert.convert(model, batch_size=batch_size)))
         content = flatbuffer.pack(graph) if notes else content
     return content, graph, notes
-
-
-def repaired(model):
-    """Mend what XNNPACK's sparse kernels get wrong; return what they make of the `ModelT` now, and notes."""
-    notes = repair.repair_tails(model)
-    return xnnpack.analyze(model)[0], notes
 
 
 def _failed(name, what, error):

@@ -7,9 +7,7 @@ import flatbuffers
 import numpy as np
 
 from keras_rda.litert import validity
-from keras_rda.litert.graph import operator_name, schema
-
-__all__ = ["operator_name", "pack", "read", "schema"]
+from keras_rda.litert.graph import schema
 
 _IDENTIFIER = b"TFL3"
 

@@ -13,6 +13,7 @@ _MOVES = ((0, 0), (-1, 0), (-2, 0), (0, -1))
 # Cosine of a constant and its weight. Rounding to int8 leaves more than 0.99; equally shaped weights of other layers
 # are near 0, but for channels of very few entries.
 _ALIKE = 0.9
+_SAME = (1.0, 1.0, True)  # a likeness, and that no tensor has it yet: none can be better
 _ENOUGH = 1 << 16  # entries to compare, about
 # Parts of the converter's names that say what is computed, not which layer does it.
 _OPERATION = re.compile(r"[A-Z].*|(convolution|depthwise|separable_conv2d|batchnorm|mul|add|sub|truediv)(_\d+)?")
@@ -40,9 +41,12 @@ def keras_paths(model, content):
     paths = {}
     for name, constant in _constants(content):
         found, used = {}, set(paths.values())
-        for path, array in weights.get(constant.size, ()):
+        # Those without a tensor first: networks of many equal layers would compare each with each.
+        for path, array in sorted(weights.get(constant.size, ()), key=lambda weight: weight[0] in used):
             if likeness := max((_likeness(constant, form) for form in _forms(array, constant.shape)), default=None):
                 found.setdefault(path, (*likeness, path not in used))
+                if found[path] == _SAME:
+                    break
         best = max(found, key=found.get, default=None)  # the first of equals
         if best is not None and found[best][0] >= _ALIKE:
             paths[name] = best

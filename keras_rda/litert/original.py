@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_rda.litert import flatbuffer, verification, xnnpack
 from keras_rda.litert.calls import entries
+from keras_rda.litert.graph import schema
 from keras_rda.litert.machines import MACHINES, here, process
 from keras_rda.output import one_line
 
@@ -209,7 +210,7 @@ def _outputs(path, entry, calls, delegates):
 
 def _with_one_signature(model, entry):
     """The content of a copy of a `ModelT` that has an entry as its only signature."""
-    code = flatbuffer.schema()
+    code = schema()
     model = copy.copy(model)
     model.signatureDefs = [
         code.SignatureDefT(

@@ -19,17 +19,21 @@ def repair_tails(model):
         model: A `ModelT` (`flatbuffer.read`) with its zeros stored sparse.
 
     Returns:
-        A list of notes, one for each change; empty if nothing was wrong.
+        What the kernels make of its first subgraph now, `SparseKernels`, and a list of notes, one for each change.
 
     Raises:
         ValueError: a graph cannot be read, or what has to be mended has an unknown height or width.
     """
-    return [note for subgraph in model.subgraphs for note in _repair(model, subgraph)]
+    repaired = [_repair(model, subgraph) for subgraph in model.subgraphs]
+    return repaired[0][0], [note for _, notes in repaired for note in notes]
 
 
 def _repair(model, subgraph):
     notes = []
-    while (clusters := xnnpack.analyze(model, subgraph)[1]).faults:
+    while True:
+        kernels, clusters = xnnpack.analyze(model, subgraph)
+        if not clusters.faults:
+            return kernels, notes
         delegation = clusters.delegation
         reductions = {node: None for fault in clusters.faults for node in _reductions(delegation, fault)}
         for node in reductions:
@@ -42,7 +46,6 @@ def _repair(model, subgraph):
             entry = next(node for node in clusters.nodes if node.leader is fault.leader and node.role & Role.ENTRY)
             _reshape(clusters.graph, entry, clusters.graph.shape(entry.output))
             notes.append(f"{fault}: {clusters.faults[fault]}; runs dense, by a RESHAPE after {entry}.")
-    return notes
 
 
 def _reductions(delegation, node):

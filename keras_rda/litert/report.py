@@ -212,7 +212,7 @@ class ExportReport:
         if self.sparse_kernels.eligible:
             elsewhere = f"yes, {len(self.sparse_kernels.operators)} convolutions run sparse"
         elif everything or len(reasons) == 1:
-            elsewhere = f"no: {' '.join(reasons)}"
+            elsewhere = f"no: {'; '.join(reason.rstrip('.') for reason in reasons)}"
         else:
             elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.sparse_kernels.reasons)"
         return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere), *lines]

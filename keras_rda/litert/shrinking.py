@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 
 from keras_rda import output
-from keras_rda.litert import appended, candidates, encode, flatbuffer, metadata, weights, xnnpack
+from keras_rda.litert import appended, candidates, encode, flatbuffer, metadata, repair, weights, xnnpack
 from keras_rda.litert.candidates import ExportError
 from keras_rda.litert.elsewhere import Measured
 from keras_rda.litert.exporting import check_path, gzip_bytes
@@ -100,7 +100,7 @@ def make(model, content, directory):
     for strategy in _STRATEGIES:
         try:
             sparse, tensors = encode.encode(model, strategy)
-            kernels, notes = candidates.repaired(sparse)
+            kernels, notes = repair.repair_tails(sparse)
             work = weights.multiply_adds(model)
         except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"The LiteRT file's operators are damaged: {error!r}.") from error

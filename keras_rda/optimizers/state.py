@@ -62,7 +62,7 @@ class CheckedState:
                 for i, v in enumerate(self.variables)
             ]
         else:
-            self._check_checksum(store)
+            self._check_fits(store)
             values = [store[str(i)] for i in range(len(self.variables))]
         for variable, value in zip(self.variables, values, strict=True):
             if tuple(variable.shape) != tuple(value.shape):
@@ -79,7 +79,7 @@ class CheckedState:
             return False
         return int(np.array(store["layout"])) == self._checksum(built=False)
 
-    def _check_checksum(self, store):
+    def _check_fits(self, store):
         keys = store.keys()
         if len(keys) == len(self.variables) + 1 and "layout" in keys:
             if int(np.array(store["layout"])) == self._checksum(self.built):

@@ -12,7 +12,7 @@ import zipfile
 
 import numpy as np
 
-from keras_rda.litert import flatbuffer
+from keras_rda.litert import flatbuffer, graph
 from keras_rda.litert.machines import aarch64
 from keras_rda.litert.machines.process import last_line
 
@@ -154,7 +154,7 @@ def _call(*command):
 
 def small_file():
     """A LiteRT file that computes y = ReLU(x) of two numbers."""
-    schema = flatbuffer.schema()
+    schema = graph.schema()
 
     def tensor(name):
         return schema.TensorT(name=name, shape=[1, 2], type=schema.TensorType.FLOAT32, buffer=0)

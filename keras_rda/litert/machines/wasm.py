@@ -20,6 +20,7 @@ import tempfile
 import numpy as np
 
 from keras_rda.litert import flatbuffer
+from keras_rda.litert.graph import schema
 from keras_rda.litert.machines import process
 
 BATCH_SIZE = 1
@@ -195,7 +196,7 @@ def _text(name):
 
 
 def _dtype(name, tensor):
-    kind = next(name for name, value in vars(flatbuffer.schema().TensorType).items() if value == tensor.type)
+    kind = next(name for name, value in vars(schema().TensorType).items() if value == tensor.type)
     if kind not in _TYPES:
         raise ValueError(f"'{name}' is of {kind}, and LiteRT.js takes and gives {', '.join(_TYPES)} only")
     return kind.lower()
