@@ -108,14 +108,15 @@ class Analysis:
         """These channels stay."""
         self._fixed.append((ids, reason))
 
-    def solve(self, equal_groups=()):
+    def solve(self, equal_groups=(), multiples=()):
         """Find the needed and the kept classes.
 
-        A kept class that is not needed is a placeholder: nobody reads it, but a tensor cannot have zero channels and a
-        grouped convolution has groups of equal size.
+        A kept class that is not needed is a placeholder: nobody reads it, but a tensor cannot have zero channels, a
+        grouped convolution has groups of equal size, and counts may have to be multiples of a number.
 
         Args:
             equal_groups: Pairs (inputs, outputs) of id arrays (groups, channels of a group) of grouped convolutions.
+            multiples: Pairs (ids, number): of these as many are kept as are a multiple of the number, or all.
         """
         self.root = _components(self._count, self._ties)
         self.needed = np.zeros(self._count, bool)
@@ -129,7 +130,7 @@ class Analysis:
         while True:
             self._propagate()
             self.kept = self.needed.copy()
-            while self._keep_some() or self._equalise(equal_groups) or self._keep_followers():
+            while self._keep_some() or self._equalise(equal_groups) or self._keep_followers() or self._fill(multiples):
                 pass
             # A placeholder computes with zero weights, and would come out of a square root or a quotient as NaN.
             if not self._need(np.flatnonzero(self.kept & ~self.needed & fragile), "its value must stay finite"):
@@ -173,6 +174,17 @@ class Analysis:
         for channels in (*self.channels.values(), *(use.inputs for use in self.uses.values())):
             if len(channels) and not self.is_kept(channels.ids).any():
                 self.kept[self.root[channels.ids[0]]] = changed = True
+        return changed
+
+    def _fill(self, multiples):
+        """Keep channels until every tensor has a multiple, or all that it had; one placeholder is like another."""
+        changed = False
+        for ids, number in multiples:
+            kept = self.is_kept(ids)
+            added = self.root[ids[~kept]][: -int(kept.sum()) % number]
+            self.kept[added] = True
+            self.reason.update(dict.fromkeys(added.tolist(), f"their number must be a multiple of {number}"))
+            changed |= len(added) > 0
         return changed
 
     def _keep_followers(self):
