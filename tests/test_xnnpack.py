@@ -166,6 +166,66 @@ def test_integer_weights_have_no_sparse_kernels(tmp_path):
     assert any("computes with INT8, must be floating point" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize(("share", "together"), [(0.1, 1), (0.5, 1), (0.1, 4), (0.3, 2), (0.8, 1), (0.95, 1), (0, 1)])
+def test_blocks_of_output_channels_as_xnnpack_counts_them(outputs, share, together):
+    """Its counts: in fours, then in what is left in twos; its conditions `5 n ≥ 18 blocks` and `5 n ≥ 9 blocks`."""
+    random = np.random.default_rng(0)
+    mask = np.repeat(random.random((-(-outputs // together), 50)) < share, together, axis=0)[:outputs]
+    fours, twos = outputs // 4 * 4, outputs // 2 * 2
+    values, blocks2, blocks4 = 0, 0, 0
+    for row in range(0, fours, 4):
+        for a, b, c, d in mask[row : row + 4].T.astype(int):
+            values += a + b + c + d
+            blocks2 += (a | b) + (c | d)
+            blocks4 += a | b | c | d
+    values4 = values
+    for row in range(fours, twos, 2):
+        for a, b in mask[row : row + 2].T.astype(int):
+            values += a + b
+            blocks2 += a | b
+    expected = 4 if values4 * 5 >= blocks4 * 18 else 2 if values * 5 >= blocks2 * 9 else 1
+    assert xnnpack._block(mask) == expected
+    if outputs == 16:
+        assert expected == (4 if share in (0, 0.95) else together)
+
+
+def filled(model, number, mask):
+    """Give the 1×1 convolution of this number other weights that are not zero."""
+    layer = [layer for layer in model.layers if type(layer) is layers.Conv2D][number]
+    values = np.random.default_rng(0).normal(size=layer.kernel.shape) * mask
+    layer.kernel.assign(values)
+    return layer.name
+
+
+@tensorflow_only
+def test_convolutions_that_are_slower_in_the_browser(tmp_path):
+    def wide_head(x):
+        return layers.Dense(200)(layers.GlobalAveragePooling2D()(x))
+
+    random = np.random.default_rng(0)
+    cases = {  # of the inputs and outputs of the first 1×1 convolution, which are not zero → block, whether slower
+        "scattered": (random.random((16, 32)) < 0.5, 1, False),
+        "30 % of zeros": (random.random((16, 32)) < 0.7, 1, False),
+        "few zeros": (random.random((16, 32)) < 0.97, 4, True),
+        "fours": (np.repeat(random.random((16, 8)) < 0.3, 4, axis=1), 4, True),
+        "twos": (np.repeat(random.random((16, 16)) < 0.3, 2, axis=1), 2, True),
+        "few fours": (np.repeat(random.random((16, 8)) < 0.05, 4, axis=1), 4, False),
+    }
+    for name, (mask, block, is_slower) in cases.items():
+        model = network(wide_head)
+        filled(model, 1, mask)
+        found = xnnpack.sparse_kernels(export(model, tmp_path / "model.tflite"))
+        assert found.eligible, name
+        assert found.blocks == (block, 1), name
+        start = f"1 of 2 sparse convolutions are slower than dense there: '{found.operators[0]}'."
+        assert found.browser.startswith(start) if is_slower else found.browser == "", name
+        if name in ("fours", "few fours"):
+            report = keras_rda.export(model, tmp_path / "model.tflite")
+            assert report.sparse_kernels.blocks == found.blocks
+            assert ("zeros slower, browser" in str(report)) == is_slower
+
+
 def test_files_that_are_none(tmp_path):
     (tmp_path / "text.tflite").write_text("no LiteRT file at all")
     with pytest.raises(ValueError, match="is not a LiteRT model"):

@@ -62,7 +62,7 @@ class Rule(abc.ABC):
         return []
 
     def width(self, use):
-        """How many channels of the layer's weights belong to each of its inputs and outputs."""
+        """How many channels of the layer's weights each of its outputs stands for."""
         return 1
 
     def alive(self, use):
