@@ -228,7 +228,6 @@ def test_random_graphs_keep_multiples(data, multiple_of, fold):
     again, second = keras_rda.compress(smaller, fold, report=True, multiple_of=multiple_of)
     assert all(row.channels is None or len(set(row.channels)) == 1 for row in second.rows)
     assert again.count_params() == smaller.count_params()  # a fixed point
-    assert keras_rda.compress(model, fold).count_params() <= smaller.count_params()
 
 
 # --- one promise after the other -------------------------------------------------------------------------------------
