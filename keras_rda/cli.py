@@ -90,14 +90,21 @@ def inspect(file, as_json):
 @click.argument("source", metavar="IN", type=_file)
 @click.argument("target", metavar="OUT", type=_new_file)
 @click.option("--fold-batch-norm", is_flag=True, help="Multiply batch normalisation into the layers before it.")
+@click.option(
+    "--multiple-of",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Keep numbers of channels at multiples of this; 8 for browsers.",
+)
 @_json_option
-def compress(source, target, fold_batch_norm, as_json):
+def compress(source, target, fold_batch_norm, multiple_of, as_json):
     """Remove dead channels from IN (.keras) and save the smaller model, with the same outputs, as OUT (.keras)."""
     if target.suffix != ".keras":
         raise click.BadParameter(f"must end in '.keras'; received '{target}'.", param_hint="OUT")
     _check_folder(target)
     with _working(f"Compressing {source.name}"):
-        smaller, result = keras_rda.compress(_load(source), fold_batch_norm=fold_batch_norm, report=True)
+        smaller, result = keras_rda.compress(_load(source), fold_batch_norm, report=True, multiple_of=multiple_of)
         with output.replacing(target) as unfinished:
             smaller.save(unfinished)
     _show(result, result.to_dict(), as_json)

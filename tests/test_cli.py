@@ -62,6 +62,8 @@ def test_from_model_to_verified_file(folder):
     rows = json.loads(run("inspect", "model.keras", "--json"))
     assert rows[0]["sparsity"] == 0.5
     assert "32 → 16" in run("compress", "model.keras", "small.keras")
+    assert "32 → 24" in run("compress", "model.keras", "dozens.keras", "--multiple-of", "12")
+    assert "0 is not in the range" in run("compress", "model.keras", "x.keras", "--multiple-of", "0", code=2)
     assert "relu" not in run("compress", "model.keras", "folded.keras", "--fold-batch-norm")
     plain = json.loads(run("export", "small.keras", "small.tflite", "--json", "--html", "report.html"))
     assert plain["bytes"] == (folder / "small.tflite").stat().st_size
@@ -80,7 +82,7 @@ def test_from_model_to_verified_file(folder):
     (latency,) = json.loads(run("benchmark", "small.tflite", "--seconds", "0.05", "--json"))
     assert 0 < latency["lower"] <= latency["median"] <= latency["upper"]
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("folded.keras", "model.keras", "other.tflite", "report.html", "small.keras", "small.tflite")
+        *("dozens.keras", "folded.keras", "model.keras", "other.tflite", "report.html", "small.keras", "small.tflite")
     ]
 
 

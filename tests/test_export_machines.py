@@ -12,7 +12,7 @@ from helpers import BACKEND, sparsify, wide_network
 
 import keras_rda
 from keras_rda import cli
-from keras_rda.litert import decode, flatbuffer, graph, metadata
+from keras_rda.litert import candidates, decode, flatbuffer, graph, metadata
 from keras_rda.litert.machines import micro, wasm
 
 layers = keras.layers
@@ -266,6 +266,33 @@ def test_dense_files_have_no_densify(tmp_path):
     assert "DENSIFY" not in kinds(path)
     keras_rda.export(model, path)
     assert "DENSIFY" in kinds(path)
+
+
+def test_files_for_the_browser_keep_multiples_of_8(tmp_path):
+    """11 of 32 filters are alive: 16 stay; elsewhere 11 do."""
+    model = sparsify(wide_network())
+    kernel = model.layers[0].kernel.numpy()
+    kernel[..., 11:] = 0
+    model.layers[0].kernel.assign(kernel)
+    for machine, filters, notes in ((None, 11, 0), ("aarch64", 11, 0), ("wasm", 16, 1)):
+        files = candidates.make(model, None, None, tmp_path, 1, machine)
+        shapes = [tensor.shape for tensor in files["compressed, dense"].tensors if tensor.operator == "CONV_2D"]
+        assert sorted(shapes) == [(filters, 3, 3, 3), (64, 3, 3, filters)]
+        said = [note for note in files["compressed, dense"].candidate.notes if "multiples of 8" in note]
+        assert len(said) == notes
+        assert not any("multiples of 8" in note for note in files["dense"].candidate.notes)
+
+
+@needs_wasm
+def test_compressed_file_in_the_browser(tmp_path):
+    model = sparsify(wide_network())
+    kernel = model.layers[0].kernel.numpy()
+    kernel[..., 11:] = 0
+    model.layers[0].kernel.assign(kernel)
+    report = keras_rda.export(model, tmp_path / "model.tflite", machine="wasm")
+    assert report.chosen.name == "compressed, sparse"
+    assert all(check.passed for check in report.chosen.checks)
+    assert "multiples of 8" in str(report)
 
 
 # Microcontrollers

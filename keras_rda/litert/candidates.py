@@ -9,7 +9,7 @@ import warnings
 from keras_rda import compression
 from keras_rda.litert import convert, decode, encode, flatbuffer, half, metadata, repair, weights, xnnpack
 from keras_rda.litert.layer_names import keras_paths
-from keras_rda.litert.machines import micro
+from keras_rda.litert.machines import MACHINES, micro
 from keras_rda.litert.report import Candidate
 from keras_rda.litert.verification import failed
 from keras_rda.output import one_line
@@ -51,8 +51,8 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
         directory: Where to write the files.
         batch_size: The only one that they take; None: any.
     """
-    files = {}
-    for prefix, source in (("", model), ("compressed, ", _compressed(model))):
+    files, multiple_of = {}, MACHINES[machine].MULTIPLE_OF if machine else 1
+    for prefix, source in (("", model), ("compressed, ", _compressed(model, multiple_of))):
         if source is None:
             continue
         try:
@@ -67,6 +67,8 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
             ) from error
         if machine == "micro" and (missing := micro.missing(graph)):
             raise ExportError(f"TFLite Micro lacks operators of the model '{model.name}': {', '.join(missing)}.")
+        if prefix and multiple_of > 1:
+            notes.append(f"Numbers of channels stay at multiples of {multiple_of} (compress): others are slow there.")
         work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
 
         def described(tensors, work=work, paths=paths):
@@ -141,12 +143,12 @@ def write(directory, name, content, notes, model, tensors, kernels=None):
     return File(Candidate(name, len(content), notes=tuple(notes)), path, model, tensors, kernels)
 
 
-def _compressed(model):
+def _compressed(model, multiple_of):
     """The model without its dead channels; None if it has none, or none that can be removed."""
     if not compression.is_supported(model):
         return None
     try:
-        smaller = compression.compress(model)
+        smaller = compression.compress(model, multiple_of=multiple_of)
     except Exception as error:  # none is known; the file can be written without
         warnings.warn(f"Channels were not removed, as compress() failed: {one_line(error)}", stacklevel=4)
         return None

@@ -53,9 +53,10 @@ def export(
             for float32 files, 16 for quantised ones.)
         machine: Run the files there too, and say how much faster they are. `"aarch64"`: natively on an Arm machine,
             elsewhere emulated (`python3 -m keras_rda.litert.aarch64` sets that up). `"wasm"`: in WebAssembly, as in a
-            browser (`keras_rda[wasm]`, `python3 -m keras_rda.litert.wasm`). `"micro"`: a file for TFLite Micro, which
-            decodes zeros with an operator of its own and is compared in TFLite Micro (`keras_rda[micro]`), with Keras
-            and, bit for bit, with the dense file.
+            browser (`keras_rda[wasm]`, `python3 -m keras_rda.litert.wasm`); numbers of channels are then kept at
+            multiples of 8 (`compress(model, multiple_of=8)`), as others are slow there. `"micro"`: a file for TFLite
+            Micro, which decodes zeros with an operator of its own and is compared in TFLite Micro
+            (`keras_rda[micro]`), with Keras and, bit for bit, with the dense file.
         batch_size: The only batch size that the file takes; the converter fixes all shapes by it. None: any, or 1 with
             `machine="wasm"` and `"micro"`, which need a fixed one.
         sparse: False: all weights dense, for what lacks DENSIFY, such as GPU and NPU delegates, or TFLite Micro from

@@ -11,8 +11,6 @@ from keras_rda.litert import sparse_format
 from keras_rda.litert.graph import WEIGHT_TYPES
 from keras_rda.litert.weights import TensorEncoding, use
 
-_LARGEST = 2**31  # bytes of a dense constant: more than any FlatBuffer holds
-
 
 def recompress(places):
     """Store the sparse constants at `places`, pairs (`Graph`, tensor) that share a buffer, in fewer bytes if possible.
@@ -28,7 +26,7 @@ def recompress(places):
     is_weight = values is not None and sparsity and graph.type(index) in WEIGHT_TYPES and len(graph.shape(index)) > 1
     if not is_weight:
         return []
-    if math.prod(graph.shape(index)) * values.itemsize >= _LARGEST:
+    if math.prod(graph.shape(index)) * values.itemsize >= sparse_format.LARGEST:
         raise ValueError(
             f"The sparse tensor '{graph.name(index)}' of shape {graph.shape(index)} is more than 2 GB dense."
         )

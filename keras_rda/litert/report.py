@@ -215,6 +215,8 @@ class ExportReport:
             elsewhere = f"no: {'; '.join(reason.rstrip('.') for reason in reasons)}"
         else:
             elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.sparse_kernels.reasons)"
+        if self.sparse_kernels.browser:
+            lines = [*lines, ("zeros slower, browser", self.sparse_kernels.browser)]
         return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere), *lines]
 
 

@@ -18,6 +18,7 @@ from keras_rda.litert.graph import schema
 # Upper bounds, in bytes, of FlatBuffers' tables and alignment: of a level, and what a compressed one takes beside that.
 LEVEL_BYTES = 24
 COMPRESSED_BYTES = 72
+LARGEST = 2**31  # bytes of a dense constant: more than any FlatBuffer holds
 # Likewise: a sparse tensor with its DENSIFY, without its levels.
 DENSIFY_BYTES = 200
 

@@ -8,6 +8,7 @@
 `run(jobs, repeats=0)`  run pairs of a file's path and its inputs, in a process apart from this; a list of `process.Run`
 `BATCH_SIZE`            the batch size that `export` gives its files by default; None: they take any
 `REPEATS`               how often `export` times its files there
+`MULTIPLE_OF`           of what number channel counts should be multiples, of models that `export` removes channels from
 
 What is needed for that an extra brings, `keras_rda[NAME]`, or a command, `python3 -m keras_rda.litert.NAME`, or both.
 """

@@ -16,6 +16,7 @@ from keras_rda.litert.machines import process
 
 BATCH_SIZE = None
 REPEATS = 5
+MULTIPLE_OF = 1
 VERSIONS = "versions.txt"  # the last file of a set-up: what it consists of
 
 

@@ -15,6 +15,7 @@ from keras_rda.litert.machines import process
 
 BATCH_SIZE = 1
 REPEATS = 20
+MULTIPLE_OF = 1
 _SCRIPT = pathlib.Path(__file__).with_name("micro_runner.py")
 
 
