@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 import keras_rda
-from keras_rda.litert import convert, decode, flatbuffer, graph, header
+from keras_rda.litert import convert, decode, flatbuffer, header
+from keras_rda.litert import graph as litert_graph
 from keras_rda.litert.machines import micro
 
 needs_micro = pytest.mark.skipif(not micro.is_ready(), reason="no TFLite Micro: pip install 'keras_rda[micro]'")
 needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT files are converted with TensorFlow")
-layers, schema = keras.layers, graph.schema()
+layers, schema = keras.layers, litert_graph.schema()
 RANDOM = np.random.default_rng(0)
 
 
