@@ -70,9 +70,10 @@ def test_from_model_to_verified_file(folder):
     assert "<!doctype html>" in (folder / "report.html").read_text()
     tensors = json.loads(run("inspect", "small.tflite", "--json"))["tensors"]
     assert [tensor["operator"] for tensor in tensors] == ["CONV_2D", "FULLY_CONNECTED"]
-    head, *_, last = run("inspect", "small.tflite").splitlines()
+    head, *_, last, gain = run("inspect", "small.tflite").splitlines()
     assert head.split()[0] == "tensor"  # names of the file's own
     assert last.rstrip().endswith("operators left out")
+    assert gain == f"{plain['bytes']:,} bytes; shrink would not make it smaller"
     assert run("verify", "model.keras", "small.tflite").count("passed") == 2
     checks = json.loads(run("verify", "model.keras", "small.tflite", "--json"))
     assert [check["passed"] for check in checks] == [True, True]

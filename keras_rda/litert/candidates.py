@@ -83,7 +83,7 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
                 tensors = described(tensors)
                 if all(tensor.encoding == "dense" for tensor in tensors):
                     continue
-                kernels, repairs = (None, []) if machine == "micro" else repair.repair_tails(smaller)
+                kernels, repairs = (None, []) if machine == "micro" else repair.mend(smaller, machine)
                 if quantize:
                     metadata.mark(smaller, quantize)
                 content = flatbuffer.pack(smaller)

@@ -1,10 +1,30 @@
-"""Rewrite places of a LiteRT file that XNNPACK's sparse kernels get wrong (see `clusters`)."""
+"""Rewrite places of a LiteRT file that XNNPACK's sparse kernels get wrong (see `clusters`), or slow."""
 
 import numpy as np
 
 from keras_rda.litert import xnnpack
 from keras_rda.litert.delegation import Role
 from keras_rda.litert.graph import schema
+
+
+def mend(model, machine=None):
+    """`repair_tails`; and where zeros would make a file for browsers slower there, its sparse kernels are not used.
+
+    Args:
+        model: As for `repair_tails`.
+        machine: The machine that the file is for; see `export`.
+
+    Returns:
+        As `repair_tails`.
+    """
+    kernels, notes = repair_tails(model)
+    if machine != "wasm" or not kernels.is_slower_in_browser:
+        return kernels, notes
+    for subgraph in model.subgraphs:
+        clusters = xnnpack.analyze(model, subgraph)[1]
+        for leader in dict.fromkeys(node.leader for node in clusters.nodes if node.engaged):
+            notes.append(f"{kernels.browser} So it {_break(clusters, leader)}.")
+    return xnnpack.analyze(model)[0], notes
 
 
 def repair_tails(model):
@@ -43,9 +63,14 @@ def _repair(model, subgraph):
             notes.append(f"{node}: a RESHAPE restores the dimensions it kept.")
         if not reductions:
             fault = next(iter(clusters.faults))
-            entry = next(node for node in clusters.nodes if node.leader is fault.leader and node.role & Role.ENTRY)
-            _reshape(clusters.graph, entry, clusters.graph.shape(entry.output))
-            notes.append(f"{fault}: {clusters.faults[fault]}; runs dense, by a RESHAPE after {entry}.")
+            notes.append(f"{fault}: {clusters.faults[fault]}; {_break(clusters, fault.leader)}.")
+
+
+def _break(clusters, leader):
+    """Let a cluster run dense; return in words how."""
+    entry = next(node for node in clusters.nodes if node.leader is leader and node.role & Role.ENTRY)
+    _reshape(clusters.graph, entry, clusters.graph.shape(entry.output))
+    return f"runs dense, by a RESHAPE after {entry}"
 
 
 def _reductions(delegation, node):

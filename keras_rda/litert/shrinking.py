@@ -59,7 +59,7 @@ def shrink(source: Path, target: Path, machine: Machine | None = None, data: Dat
     if target.exists() and target.samefile(source):
         raise ValueError(f"The source {str(source)!r} is the target: name another file.")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
-        files = sorted(make(model, content, pathlib.Path(directory)), key=lambda file: file.candidate.bytes)
+        files = sorted(make(model, content, pathlib.Path(directory), machine), key=lambda file: file.candidate.bytes)
         worthy = [file for file in files if file.candidate.bytes < len(content) or file.candidate.notes]
         if not worthy:
             raise ValueError(
@@ -91,7 +91,7 @@ def shrink(source: Path, target: Path, machine: Machine | None = None, data: Dat
     return report
 
 
-def make(model, content, directory):
+def make(model, content, directory, machine=None):
     """Every way to write a file that was checked, a `ModelT` and its content, smaller: a list of `File`."""
     body, archive = appended.split(content, model)
     if model.buffers[0].data is not None and len(model.buffers[0].data):
@@ -100,7 +100,7 @@ def make(model, content, directory):
     for strategy in _STRATEGIES:
         try:
             sparse, tensors = encode.encode(model, strategy)
-            kernels, notes = repair.repair_tails(sparse)
+            kernels, notes = repair.mend(sparse, machine)
             work = weights.multiply_adds(model)
         except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"The LiteRT file's operators are damaged: {error!r}.") from error

@@ -6,6 +6,7 @@ reported here, and mended by `repair.repair_tails`.
 """
 
 import dataclasses
+import math
 import pathlib
 import platform
 
@@ -19,7 +20,7 @@ from keras_rda.litert.layer_names import shortened
 
 # What a weight costs in kernels for blocks of output channels, which have no SIMD in WebAssembly, beside one of a dense
 # convolution: LiteRT.js 2.5.3, MobileNetV1 with zeros in blocks of 4.
-_PLAIN = 6
+_PLAIN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class SparseKernels:
         faults: Those of `reasons` for which the file is wrong or does not load where the kernels exist.
         blocks: Of each of the `operators`, how many output channels its sparse kernel computes together: 1, 2 or 4.
         browser: Which of them are slower than dense in WebAssembly, and why; `""` if none is.
+        is_slower_in_browser: Whether they are slower all together, estimated from that.
     """
 
     eligible: bool
@@ -44,6 +46,7 @@ class SparseKernels:
     faults: tuple[str, ...] = ()
     blocks: tuple[int, ...] = ()
     browser: str = ""
+    is_slower_in_browser: bool = False
 
 
 def sparse_kernels(path):
@@ -92,14 +95,15 @@ def analyze(model, subgraph=None):
     faults = tuple(f"{node}: {fault}" for node, fault in clusters.faults.items())
     reasons = faults or (() if runs else tuple(_reasons(clusters, share)))
     blocks = tuple(map(_block, masks))
-    slow = [
-        f"'{shortened(node.name)}'"
-        for node, mask, block in zip(runs, masks, blocks, strict=True)
-        if block > 1 and mask.sum() * _PLAIN > mask.size
-    ]
-    browser = _slower(slow, len(runs)) if slow and not faults else ""
     names = tuple(node.name for node in runs)
-    return SparseKernels(bool(runs and not faults), reasons, names, share, faults, blocks, browser), clusters
+    if faults or not runs:
+        return SparseKernels(False, reasons, names, share, faults, blocks), clusters
+    positions = np.array([math.prod(delegation.shape(node.output)[1:3]) for node in runs])
+    dense = positions * [mask.size for mask in masks]
+    browser = positions * [mask.sum() * (_PLAIN if b > 1 else 1) for mask, b in zip(masks, blocks, strict=True)]
+    slow = [f"'{shortened(runs[index].name)}'" for index in np.flatnonzero(browser > dense)]
+    text = _slower(slow, len(runs)) if slow else ""
+    return SparseKernels(True, (), names, share, (), blocks, text, bool(browser.sum() > dense.sum())), clusters
 
 
 def _block(mask):
@@ -117,9 +121,9 @@ def _block(mask):
 def _slower(names, convolutions):
     listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
-        f"{len(names)} of {convolutions} sparse convolutions are slower than dense there: {listed}. Their zeros are "
-        "few, or come in blocks of output channels, and WebAssembly has no fast kernels for such. With 30 % of zeros, "
-        "scattered, it takes others."
+        f"{len(names)} of {convolutions} sparse convolutions are slower than dense in browsers: {listed}. Their zeros "
+        "are few, or come in blocks of output channels, for which WebAssembly has no fast kernels; for 30 % of zeros, "
+        "scattered, it has."
     )
 
 
