@@ -22,22 +22,17 @@ class Compiled:
         ((self._key, self._names),) = self._model.get_signature_list().items()
 
     def run(self, names, arrays):
-        """Run as many samples as the arrays have, one after the other; return the outputs, name → array.
+        """Run the first batch of the arrays; return the outputs, name → array.
 
-        Inputs are not resized: in ai-edge-litert 2.3 dense files too do not load then, compute garbage, or crash.
+        Inputs are not resized, and it runs once: in ai-edge-litert 2.3 dense files too, if their batch size is free, do
+        not load, compute garbage or crash when they are resized, and may fail when they run again.
         """
-        arrays = dict(zip(names or self._names["inputs"], arrays, strict=True))
-        first = self._names["inputs"][0]
-        size = self._model.get_input_tensor_details(self._key)[first]["shape"][0]
-        starts = range(0, len(arrays[first]), size)
-        results = [self._run({name: array[i : i + size] for name, array in arrays.items()}) for i in starts]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
-
-    def _run(self, arrays):
         inputs, outputs = self._model.create_input_buffers(0), self._model.create_output_buffers(0)
         details = self._model.get_input_tensor_details(self._key)
+        arrays = dict(zip(names or self._names["inputs"], arrays, strict=True))
         for name, buffer in zip(self._names["inputs"], inputs, strict=True):
-            buffer.write(np.ascontiguousarray(arrays[name], details[name]["dtype"]))
+            shape, dtype = details[name]["shape"], details[name]["dtype"]
+            buffer.write(np.ascontiguousarray(arrays[name][: shape[0]], dtype))
         self._model.run_by_index(0, inputs, outputs)
         details, results = self._model.get_output_tensor_details(self._key), {}
         for name, buffer in zip(self._names["outputs"], outputs, strict=True):

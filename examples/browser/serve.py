@@ -103,8 +103,8 @@ def make(folder, size, alpha, sparsity, epochs):
 
 
 def write(model, folder):
-    """The model as `dense.tflite` and `sparse.tflite`, both for one digit at a time: LiteRT.js needs a fixed batch."""
-    litert.export(model, folder / "dense.tflite", sparse=False, batch_size=1)
+    """The model as `dense.tflite` and `sparse.tflite`, both for one digit at a time."""
+    litert.export(model, folder / "dense.tflite", machine="wasm", sparse=False)
     print(litert.export(model, folder / "sparse.tflite", machine="wasm"))
 
 

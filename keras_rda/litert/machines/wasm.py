@@ -8,14 +8,10 @@ outputs of float32, int32 and uint8.
 """
 
 import importlib.util
-import json
 import math
 import os
 import pathlib
 import shutil
-import signal
-import subprocess
-import tempfile
 
 import numpy as np
 
@@ -98,45 +94,18 @@ def run(jobs, repeats=0, timeout=600, command=None, place=None):
     """
     if place is None:
         check_ready()
-    place, command = place or folder(), command or [node()]
-    jobs = [(pathlib.Path(path).absolute(), inputs) for path, inputs in jobs]
-    for path, _ in jobs:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    with tempfile.TemporaryDirectory() as directory:
-        directory = pathlib.Path(directory)
-        entries, errors, outputs = [], {}, {}
-        for number, (path, inputs) in enumerate(jobs):
-            try:
-                shapes, arrays, calls, places = _prepare(path, inputs)
-            except ValueError as error:
-                errors[number] = " ".join(f"ValueError: {error}".split())
-                continue
-            shutil.copyfile(path, directory / f"{number}.tflite")
-            (directory / f"{number}.in").write_bytes(b"".join(array.tobytes() for array in arrays))
-            tensors = [{"dtype": a.dtype.name, "shape": shape} for a, shape in zip(arrays, shapes, strict=True)]
-            outputs[number] = calls, places
-            entries.append({"id": number, "calls": calls, "inputs": tensors})
-        while entries:
-            (directory / "jobs.json").write_text(json.dumps({"repeats": repeats, "jobs": entries}))
-            end = _run_process(directory, timeout, command, place)
-            if end is None:
-                break
-            # The job at work ended the process. Those before it have their results, and run again only to be timed.
-            errors[int((directory / "current").read_text())] = end
-            entries = [
-                entry
-                for entry in entries
-                if entry["id"] not in errors and (repeats or not (directory / f"{entry['id']}.json").exists())
-            ]
-        file = directory / "times.json"
-        times = json.loads(file.read_text()) if file.exists() else {}
-        return [
-            process.Run(None, errors[number], None)
-            if number in errors
-            else _result(directory, number, *outputs[number], times)
-            for number in range(len(jobs))
-        ]
+    place = place or folder()
+    command = [*(command or [node()]), _RUNNER, place]
+    advice = "If it is damaged, delete the folder and set it up again."
+    return process.work(jobs, repeats, timeout, command, _write, _read, f"LiteRT.js in {place}", advice)
+
+
+def _write(directory, number, path, inputs):
+    shapes, arrays, calls, places = _prepare(path, inputs)
+    shutil.copyfile(path, directory / f"{number}.tflite")
+    (directory / f"{number}.in").write_bytes(b"".join(array.tobytes() for array in arrays))
+    tensors = [{"dtype": array.dtype.name, "shape": shape} for array, shape in zip(arrays, shapes, strict=True)]
+    return {"calls": calls, "inputs": tensors, "places": places}
 
 
 def _prepare(path, inputs):
@@ -203,41 +172,12 @@ def _dtype(name, tensor):
     return kind.lower()
 
 
-def _result(directory, number, calls, places, times):
-    result = json.loads((directory / f"{number}.json").read_text())
-    if result["error"]:
-        return process.Run(None, " ".join(result["error"].split()), None)
-    content, arrays = (directory / f"{number}.out").read_bytes(), []
+def _read(directory, entry, result):
+    content, arrays, calls = (directory / f"{entry['id']}.out").read_bytes(), [], entry["calls"]
     for output in result["outputs"]:
         shape = tuple(output["shape"])
         size = calls * math.prod(shape)
         array = np.frombuffer(content, output["dtype"], size)
         content = content[array.nbytes :]
         arrays.append(array.reshape((calls * shape[0], *shape[1:]) if shape else (calls,) * (calls > 1)))
-    return process.Run({name: arrays[place] for name, place in places.items()}, None, times.get(str(number)))
-
-
-def _run_process(directory, timeout, command, place):
-    """Run the jobs of `directory` in a new process; return None, or a line on how it ended before they were done."""
-    (directory / "current").unlink(missing_ok=True)
-    try:
-        done = subprocess.run(
-            [*command, str(_RUNNER), str(place), str(directory)], timeout=timeout, capture_output=True, text=True
-        )
-    except subprocess.TimeoutExpired:
-        end = f"not done when the process was stopped after {timeout:g} s"
-    except OSError as error:
-        end = f"it cannot be started. {error}"
-    else:
-        if done.returncode == 0:
-            return None
-        end = f"the process ended with code {done.returncode}"
-        if done.returncode < 0:
-            end = f"the process crashed: {signal.Signals(-done.returncode).name}"
-        if said := done.stderr.strip():
-            end += f". {said.splitlines()[-1]}"
-    if not (directory / "current").exists():
-        raise RuntimeError(
-            f"LiteRT.js in {place} did not start: {end}. If it is damaged, delete the folder and set it up again."
-        )
-    return end
+    return {name: arrays[place] for name, place in entry["places"].items()}
