@@ -609,6 +609,30 @@ def test_placeholders_stay_finite():
     assert channels(model)[0]["a"] == (4, 1)
 
 
+@pytest.mark.parametrize("as_layer", [True, False])
+@pytest.mark.parametrize(("multiple_of", "filters"), [(1, 5), (4, 8)])
+def test_placeholders_behind_a_function_of_ones_own_stay_finite(as_layer, multiple_of, filters):
+    """Seven of twelve filters are unread. A placeholder of zeros would come out of the function as −∞, and −∞ · 0."""
+
+    def function(x):
+        return keras.ops.log(x + 1e-3) - 1 / x
+
+    stack = [layers.Activation(function)] if as_layer else []
+    first = layers.Conv2D(12, 1, activation=None if as_layer else function, name="a")
+    model = chain(first, *stack, layers.Conv2D(3, 1, name="b"))
+    for weight in first.weights:
+        weight.assign(keras.ops.abs(weight) + 0.1)
+    kernel = np.array(keras.ops.convert_to_numpy(model.get_layer("b").kernel))
+    kernel[:, :, 5:] = 0
+    model.get_layer("b").kernel.assign(kernel)
+    smaller = keras_rda.compress(model, multiple_of=multiple_of)
+    x = np.random.default_rng(0).random((2, 6, 6, 3), "float32")
+    outputs = smaller.predict(x, verbose=0)
+    assert np.isfinite(outputs).all()
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5)
+    assert smaller.get_layer("a").filters == filters
+
+
 def test_a_layer_with_one_call_that_is_a_wall_stays_whole():
     inputs = keras.Input((6, 6))
     for swap in (False, True):

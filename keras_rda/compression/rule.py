@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rda.compression.activations import activation_function
+from keras_rda.compression.activations import activation_function, is_finite
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.walls import single, wall
 from keras_rda.layer_facts import channel_axis
@@ -125,6 +125,8 @@ class OneTensorRule(Rule):
             analysis.tie(first.outputs.ids, outputs)
             same = first.inputs.constant == channels.constant
             first.inputs = dataclasses.replace(first.inputs, constant=np.where(same, channels.constant, np.nan))
+        if not is_finite(getattr(layer, "activation", None)):
+            analysis.fragile(outputs)
         if function is None:
             analysis.fix(outputs, f"the activation of '{call.name}' may mix channels")
         after = np.full(len(outputs), np.nan) if function is None else function(constant)
