@@ -24,7 +24,7 @@ from helpers import BACKEND, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli
-from keras_rda.litert import flatbuffer, metadata, shrinking, weights, xnnpack
+from keras_rda.litert import decode, flatbuffer, metadata, shrinking, xnnpack
 from keras_rda.litert import graph as litert_graph
 from keras_rda.output import one_line
 
@@ -135,6 +135,8 @@ def files(tmp_path_factory):
         keras_rda.export(model, folder / "sparse.tflite")
         keras_rda.export(model, folder / "int8.tflite", quantize="int8", representative_data=data)
         model.export(str(folder / "dense.tflite"), format="litert", verbose=False)
+        decoded, _ = decode.encode(flatbuffer.read(folder / "dense.tflite"))
+        (folder / "micro.tflite").write_bytes(flatbuffer.pack(decoded))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -144,7 +146,7 @@ def files(tmp_path_factory):
 def look_into(content):
     """All that the package reads out of a LiteRT file without running it."""
     model = flatbuffer.read(content)
-    weights.stored(model)
+    decode.stored(model)
     xnnpack.analyze(model)
     metadata.quantization(model)
     metadata.output_steps(model)

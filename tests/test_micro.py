@@ -1,6 +1,7 @@
 """Files for microcontrollers: constants that TFLite Micro decodes, its own interpreter, the header for firmware."""
 
 import copy
+import pathlib
 import shutil
 import subprocess
 
@@ -522,3 +523,33 @@ def test_failed_write_keeps_the_header(file, tmp_path):
         header.write_header(tmp_path / "model.h", b"no model")
     assert (tmp_path / "model.h").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.h", "net.tflite"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda model, decode: setattr(decode, "inputs", np.int32([])), "decodes 1 constants has 0 inputs"),
+        (lambda model, decode: setattr(decode, "inputs", decode.inputs[:1]), "decodes 1 constants has 1 inputs"),
+        (lambda model, decode: setattr(decode, "inputs", np.int32([-1, -1])), "decodes 1 constants has 2 inputs"),
+        (lambda model, decode: stored_in(model, decode, 0, None), "a constant that is decoded is not there"),
+        (lambda model, decode: stored_in(model, decode, 1, np.zeros(8, np.uint8)), "that is decoded is not there"),
+        (lambda model, decode: stored_in(model, decode, 0, np.full(16, 255, np.uint8)), "from 128 bits and"),
+        (lambda model, decode: shaped(model, decode, [0, 3]), "a constant of 0 entries is decoded from"),
+    ],
+)
+def test_damaged_operators_of_its_own_are_refused(damage, said):
+    model = flatbuffer.read(pathlib.Path(__file__).parents[1] / "saved_models/digits-ds-cnn.tflite")
+    operators = model.subgraphs[0].operators
+    damage(model, next(operator for operator in operators if micro.name(model, operator) == "TFLM_DECODE"))
+    with pytest.raises(ValueError, match=f"cut off or corrupt: .*{said}"):
+        flatbuffer.read(flatbuffer.pack(model))
+
+
+def stored_in(model, decode, number, data):
+    tensor = model.subgraphs[0].tensors[decode.inputs[number]]
+    tensor.shape = np.int32([0 if data is None else len(data)])
+    model.buffers[tensor.buffer].data = data
+
+
+def shaped(model, decode, shape):
+    model.subgraphs[0].tensors[decode.outputs[0]].shape = np.int32(shape)

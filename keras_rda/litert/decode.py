@@ -12,11 +12,10 @@ import math
 import numpy as np
 
 from keras_rda.litert import weights
-from keras_rda.litert.graph import DTYPES, WEIGHT_TYPES, add_buffer, graphs, schema
+from keras_rda.litert.graph import DECODE, DECODE_HEADER, DTYPES, PRUNING, WEIGHT_TYPES, add_buffer, graphs, schema
 from keras_rda.litert.sparse_format import floor_bytes
 from keras_rda.litert.weights import TensorEncoding
 
-NAME = "TFLM_DECODE"
 ENCODING = "decoded, 1 bit an entry"
 # Operator → the operands that may be decoded. Its kernel looks at their values when it is invoked, not when it is
 # prepared, as all do with a shape or an axis; each was run.
@@ -29,7 +28,7 @@ _READERS = {
     "TRANSPOSE_CONV": {1, 3},
 }
 # The operator's kind of form (pruning), and the versions of the header and of the form.
-_HEADER = np.array([2, 1, 0, 0, 1, *[0] * 11], np.uint8)
+_HEADER = np.array([PRUNING, 1, 0, 0, 1, *[0] * (DECODE_HEADER - 5)], np.uint8)
 # Upper bounds, in bytes, of what is added besides the two arrays: FlatBuffers tables of two tensors, a buffer and an
 # operator; and of another operator and its result for each reader after the first.
 _DECODE_BYTES = 192
@@ -79,7 +78,7 @@ def nameless(model):
 
 def is_decoded(model):
     """Whether a `ModelT` has constants that TFLite Micro decodes, so that it runs nowhere else."""
-    return any(code.customCode == NAME.encode() for code in model.operatorCodes)
+    return any(code.customCode == DECODE for code in model.operatorCodes)
 
 
 def stored(model):
@@ -90,11 +89,13 @@ def stored(model):
     seen = set()
     for graph in graphs(model):
         for operator in graph.operators:
-            if model.operatorCodes[operator.opcodeIndex].customCode != NAME.encode():
+            if model.operatorCodes[operator.opcodeIndex].customCode != DECODE:
                 continue
             for number, index in enumerate(map(int, operator.outputs)):
                 entries, kept = (graph.tensors[i] for i in operator.inputs[2 * number : 2 * number + 2])
-                if entries.buffer in seen or graph.type(index) not in WEIGHT_TYPES or len(graph.shape(index)) < 2:
+                if model.buffers[kept.buffer].data[0] != PRUNING or entries.buffer in seen:
+                    continue  # other forms, of which this package writes none
+                if graph.type(index) not in WEIGHT_TYPES or len(graph.shape(index)) < 2:
                     continue
                 seen.add(entries.buffer)
                 dtype, size = np.dtype(DTYPES[graph.type(index)]), math.prod(graph.shape(index))
@@ -249,9 +250,9 @@ def _insert(graph, decoded):
 def _code(model):
     """The index of DECODE's code, which is appended if the model has none."""
     for index, code in enumerate(model.operatorCodes):
-        if code.customCode == NAME.encode():
+        if code.customCode == DECODE:
             return index
     custom = schema().BuiltinOperator.CUSTOM
-    code = schema().OperatorCodeT(builtinCode=custom, deprecatedBuiltinCode=custom, customCode=NAME.encode(), version=1)
+    code = schema().OperatorCodeT(builtinCode=custom, deprecatedBuiltinCode=custom, customCode=DECODE, version=1)
     model.operatorCodes.append(code)
     return len(model.operatorCodes) - 1
