@@ -553,3 +553,23 @@ def stored_in(model, decode, number, data):
 
 def shaped(model, decode, shape):
     model.subgraphs[0].tensors[decode.outputs[0]].shape = np.int32(shape)
+
+
+@needs_tensorflow
+def test_what_nothing_reads_is_left_out():
+    """Names, and the scales of convolutions' biases; those of a dense layer are compared with its kernel's there."""
+    model = keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(8, 3), layers.DepthwiseConv2D(3), layers.Flatten()])
+    model.add(layers.Dense(3))
+    for layer in model.layers:
+        for weight in layer.weights:
+            weight.assign(RANDOM.normal(size=weight.shape))
+    samples = [{model.inputs[0].name: x[None]} for x in RANDOM.normal(size=(8, 6, 6, 2)).astype("float32")]
+    full = flatbuffer.read(convert.convert(model, "int8", samples, 1))
+    before = flatbuffer.pack(full)
+    tensors = litert_graph.graphs(decode.lean(full))[0].tensors
+    assert flatbuffer.pack(full) == before
+    assert not any(tensor.name for tensor in tensors)
+    graph = litert_graph.graphs(full)[0]
+    for operator in graph.operators:
+        if len(operator.inputs) > 2 and graph.type(operator.inputs[2]) == "INT32":
+            assert (tensors[operator.inputs[2]].quantization is None) == (graph.kind(operator) != "FULLY_CONNECTED")

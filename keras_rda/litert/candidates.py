@@ -95,7 +95,7 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
                 own[name] = write(directory, name, content, notes + repairs, smaller, tensors, kernels)
         everything_dense = [dataclasses.replace(t, encoding="dense", bytes=t.dense_bytes) for t in tensors]
         if machine == "micro":
-            graph = decode.nameless(graph)
+            graph = decode.lean(graph)
             dense = flatbuffer.pack(graph)
         twin = write(directory, f"{prefix}dense", dense, notes, graph, everything_dense)
         own[f"{prefix}dense"] = twin

@@ -38,8 +38,8 @@ _READER_BYTES = 100
 def encode(model):
     """Encode the zeros of a dense LiteRT model for TFLite Micro.
 
-    Each constant that becomes smaller is stored as one bit an entry and the entries that are not zero. The names of
-    tensors are left out: nothing reads them on a microcontroller.
+    Each constant that becomes smaller is stored as one bit an entry and the entries that are not zero. What nothing
+    reads on a microcontroller is left out (`lean`).
 
     Args:
         model: A `ModelT` of `flatbuffer.read`. It is not changed.
@@ -62,17 +62,27 @@ def encode(model):
         rows += _encode_buffer(places, decoded)
     for graph in subgraphs:
         _insert(graph, {index: pair for (other, index), pair in decoded.items() if other is graph})
-    return nameless(model), rows
+    return lean(model), rows
 
 
-def nameless(model):
-    """A `ModelT` without the names of its tensors, which nothing reads on a microcontroller; itself is not changed."""
+def lean(model):
+    """A `ModelT` without what nothing reads on a microcontroller: names of tensors, and how biases are quantised.
+
+    A convolution with a scale for each channel derives that of its bias. `model` itself is not changed.
+    """
     model = copy.copy(model)
     model.subgraphs = [copy.copy(graph) for graph in model.subgraphs]
     for graph in model.subgraphs:
         graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
         for tensor in graph.tensors:
             tensor.name = None
+    for graph in graphs(model):
+        for index, tensor in enumerate(graph.tensors):
+            readers = {graph.kind(operator) for operator in graph.readers.get(index, ())}
+            scales = None if tensor.quantization is None else tensor.quantization.scale
+            is_bias = graph.type(index) == "INT32" and readers and readers <= {"CONV_2D", "DEPTHWISE_CONV_2D"}
+            if is_bias and scales is not None and len(scales) > 1:
+                tensor.quantization = None
     return model
 
 
