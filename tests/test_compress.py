@@ -390,8 +390,7 @@ def test_numbers_of_channels_are_kept_at_multiples():
     kernel = keras.ops.convert_to_numpy(smaller.get_layer("b").kernel)
     assert np.count_nonzero(kernel.any(axis=(0, 1, 3))) == 11  # nobody reads the placeholders
     assert report.notes == (
-        "Numbers of channels are multiples of 8, or as before: 13 channels stay as placeholders, weights of zero that "
-        "nobody reads.",
+        "Numbers of channels are multiples of 8, or as before. Placeholders, weights of zero that nobody reads: 13.",
     )
     assert report.to_dict()["layers"][0]["placeholders"] == 5
     again = keras_rda.compress(smaller, report=True, multiple_of=8)[1]

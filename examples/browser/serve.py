@@ -126,7 +126,11 @@ def main():
     if not (arguments.output / "index.html").is_file():
         make(arguments.output, arguments.size, arguments.alpha, arguments.sparsity, arguments.epochs)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=arguments.output)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), handler) as server:
+    try:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", arguments.port), handler)
+    except OSError as error:
+        parser.error(f"--port {arguments.port} cannot be used: {error.strerror}; --port 0 takes any that is free")
+    with server:
         print(f"Draw a digit: http://127.0.0.1:{server.server_port}/ (Ctrl+C ends)", flush=True)
         try:
             server.serve_forever()

@@ -150,8 +150,8 @@ def make_report(flat, analysis, made, tensors, multiple_of=1):
     notes, placeholders = list(analysis.notes), sum(row.placeholders for row in rows)
     if multiple_of > 1 and placeholders:
         notes.append(
-            f"Numbers of channels are multiples of {multiple_of}, or as before: {placeholders:,} channels stay as "
-            "placeholders, weights of zero that nobody reads."
+            f"Numbers of channels are multiples of {multiple_of}, or as before. Placeholders, weights of zero that "
+            f"nobody reads: {placeholders:,}."
         )
     return CompressionReport(tuple(rows), tuple(notes))
 

@@ -8,7 +8,8 @@ import warnings
 
 from keras_rda import compression
 from keras_rda.litert import convert, decode, encode, flatbuffer, half, metadata, repair, weights, xnnpack
-from keras_rda.litert.layer_names import keras_paths
+from keras_rda.litert.graph import graphs
+from keras_rda.litert.layer_names import keras_paths, shortened
 from keras_rda.litert.machines import MACHINES, micro
 from keras_rda.litert.report import Candidate
 from keras_rda.litert.verification import failed
@@ -66,7 +67,10 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
                 f"{_cause(error)}"
             ) from error
         if machine == "micro" and (missing := micro.missing(graph)):
-            raise ExportError(f"TFLite Micro lacks operators of the model '{model.name}': {', '.join(missing)}.")
+            raise ExportError(
+                f"TFLite Micro lacks operators of the model '{model.name}': {_named(graph, missing)}. Build it without "
+                "the layers that they come from; the firmware may do their work."
+            )
         if prefix and multiple_of > 1:
             notes.append(f"Numbers of channels stay at multiples of {multiple_of} (compress): others are slow there.")
         work, paths = weights.multiply_adds(graph), keras_paths(source, graph)
@@ -153,6 +157,15 @@ def _compressed(model, multiple_of):
         warnings.warn(f"Channels were not removed, as compress() failed: {one_line(error)}", stacklevel=4)
         return None
     return smaller if smaller.count_params() < model.count_params() else None
+
+
+def _named(model, kinds):
+    """Kinds of operators, each with the name of the first in a `ModelT`."""
+    named = {}
+    for graph in graphs(model):
+        for operator in graph.operators:
+            named.setdefault(micro.name(model, operator), shortened(graph.name(operator.outputs[0])))
+    return ", ".join(f"{kind} '{named[kind]}'" for kind in kinds)
 
 
 def _cause(error):

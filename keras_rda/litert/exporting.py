@@ -167,6 +167,8 @@ def _choose(model, path, files, reference, quantize, machine):
         hint = " What int8 cannot run, quantize='dynamic' may."
     elif quantize == "int8":
         hint = " Is representative_data typical?"
+    elif machine is not None and MACHINES[machine].BATCH_SIZE:
+        hint = " Such files take fixed batches: does a layer compute across the samples of a batch?"
     raise ExportError(
         f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
         f"{'; '.join(dict.fromkeys(tried))}.{hint}"

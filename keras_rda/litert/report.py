@@ -10,6 +10,7 @@ from keras_rda import output
 from keras_rda.litert.elsewhere import Measured
 from keras_rda.litert.latency import Latency
 from keras_rda.litert.layer_names import label
+from keras_rda.litert.machines import here
 from keras_rda.litert.verification import Check, worst
 from keras_rda.litert.weights import TensorEncoding
 from keras_rda.litert.xnnpack import SparseKernels
@@ -110,6 +111,11 @@ class ExportReport:
         return self.measured is not None and self.measured.machine == "micro"
 
     @property
+    def runs_here(self):
+        """Whether it was run on this machine: what TFLite Micro decodes does not run elsewhere."""
+        return any(check.runtime in here.RUNTIMES for check in self.chosen.checks)
+
+    @property
     def headline(self):
         """In a few words: whether it is right, and how much smaller than with dense weights, or than the source."""
         right = "Not verified" if not self.chosen.passed else "Right but for rounding" if self.lost else "Right"
@@ -180,10 +186,10 @@ class ExportReport:
             table.add_row(
                 "everything else", f"{self.bytes - self.weight_bytes:,} bytes: the network's graph, biases, scales"
             )
-        table.add_row("σ of the kernels", f"{self.sparsity:.4f}")
+        table.add_row("σ of the kernels" if self.source is None else "σ of the weights", f"{self.sparsity:.4f}")
         for check in self.chosen.checks:
             table.add_row("verified", str(check))
-        if self.chosen.checks:
+        if self.runs_here:
             table.add_row("default delegate", "XNNPACK, as applications run the file")
         for line in self.lost:
             table.add_row("lost in rounding", f"{line} differ from Keras by as much as they vary")
@@ -207,7 +213,7 @@ class ExportReport:
         lines = self.measured.lines if self.measured else []
         if self.is_for_microcontrollers:
             return lines
-        here = self.not_faster_here or "XNNPACK's sparse kernels exist here"
+        this = self.not_faster_here or "XNNPACK's sparse kernels exist here"
         reasons = self.sparse_kernels.reasons
         if self.sparse_kernels.eligible:
             elsewhere = f"yes, {len(self.sparse_kernels.operators)} convolutions run sparse"
@@ -217,7 +223,7 @@ class ExportReport:
             elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.sparse_kernels.reasons)"
         if self.sparse_kernels.browser:
             lines = [*lines, ("zeros slower, browser", self.sparse_kernels.browser)]
-        return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere), *lines]
+        return [("zeros faster, this machine", this), ("zeros faster, Arm", elsewhere), *lines]
 
 
 def tensor_table(tensors, counted="operators included"):

@@ -20,6 +20,6 @@ MACHINES = {"aarch64": aarch64, "wasm": wasm, "micro": micro}
 
 def check_machine(name):
     """Raise a `ValueError` for a machine that is not known, a `RuntimeError` for one that is not set up."""
-    if name not in MACHINES:
+    if not isinstance(name, str) or name not in MACHINES:
         raise ValueError(f"machine must be one of {', '.join(map(repr, MACHINES))}; received {name!r}.")
     MACHINES[name].check_ready()
