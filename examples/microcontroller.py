@@ -51,8 +51,7 @@ def main():
 
     model = network(arguments.width)
     train(model, x_train, y_train, arguments.epochs, 32, arguments.sparsity)
-    plain = keras.models.clone_model(model)  # without the optimizer
-    plain.set_weights(model.get_weights())
+    plain = keras.Model(model.inputs, model.outputs)  # the same layers, without the optimizer
     plain.save(arguments.output / "digits-ds-cnn.keras")
 
     table = Table("file", title=f"DS-CNN in int8, σ {keras_rda.sparsity(model, kernels_only=True):.4f}, TFLite Micro")
