@@ -1,6 +1,7 @@
 """Headless Chromium, driven over its DevTools protocol through a pipe: only the standard library."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -16,19 +17,29 @@ class Browser:
     """A window of so many pixels at a URL; a context manager. `said`: what the page wrote to the console."""
 
     def __init__(self, url, width=1000, height=800):
-        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        (commands, self._commands), (self._answers, answers) = os.pipe(), os.pipe()
+        with contextlib.ExitStack() as stack:
+            self._open(stack, url, width, height)
+            self._resources = stack.pop_all()  # nothing failed: they stay open
+
+    def _open(self, stack, url, width, height):
+        profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        (commands, self._commands), (received, answers) = os.pipe(), os.pipe()
+        stack.callback(os.close, self._commands)
+        self._answers = stack.enter_context(os.fdopen(received, "rb"))
         # Chromium reads commands from file descriptor 3 and answers on 4.
         shell = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
-        flags = [*FLAGS, "--remote-debugging-pipe", f"--user-data-dir={self._profile.name}"]
-        self._process = subprocess.Popen(
-            ["bash", "-c", shell, CHROMIUM, *flags, f"--window-size={width},{height}", "about:blank"],
-            pass_fds=(commands, answers),
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(commands)
-        os.close(answers)
-        self._answers = os.fdopen(self._answers, "rb")
+        flags = [*FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        try:
+            process = subprocess.Popen(
+                ["bash", "-c", shell, CHROMIUM, *flags, f"--window-size={width},{height}", "about:blank"],
+                pass_fds=(commands, answers),
+                stderr=subprocess.DEVNULL,
+            )
+        finally:
+            os.close(commands)
+            os.close(answers)
+        stack.callback(process.wait)
+        stack.callback(process.kill)  # the last is called first
         self._number, self._rest, self._session, self.said = 0, b"", None, []
         (page,) = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         self._session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
@@ -40,11 +51,7 @@ class Browser:
         return self
 
     def __exit__(self, *error):
-        self._process.kill()
-        self._process.wait()
-        os.close(self._commands)
-        self._answers.close()
-        self._profile.cleanup()
+        self._resources.close()
 
     def call(self, method, **parameters):
         self._number += 1

@@ -29,7 +29,7 @@ class Compiled:
         """
         inputs, outputs = self._model.create_input_buffers(0), self._model.create_output_buffers(0)
         details = self._model.get_input_tensor_details(self._key)
-        arrays = dict(zip(names or self._names["inputs"], arrays, strict=True))
+        arrays = dict(zip(names, arrays, strict=True))
         for name, buffer in zip(self._names["inputs"], inputs, strict=True):
             shape, dtype = details[name]["shape"], details[name]["dtype"]
             buffer.write(np.ascontiguousarray(arrays[name][: shape[0]], dtype))

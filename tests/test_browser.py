@@ -4,6 +4,7 @@ import functools
 import http.server
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -110,11 +111,56 @@ def test_drawn_digits_are_read_and_timed(page):
         answers = {digit: read(browser, digit) for digit in DIGITS}
         print(f"drawn and read: {answers}")
         assert sum(digit == answer for digit, answer in answers.items()) > 5  # a small network, trained for seconds
-        browser.wait("document.getElementById('ratio').textContent.includes('faster')")
-        times = {name: text(browser, f"{name}-time") for name in ("dense", "sparse")}
-        print(f"{times}, {text(browser, 'ratio')}, {text(browser, 'sizes')}")
-        assert all(re.fullmatch(r"\d+\.\d\d ms", time) for time in times.values())
+        browser.wait("document.getElementById('ratio').textContent !== '–'")
+        # In one call: the page writes all three anew with every frame.
+        shown = "['dense-time', 'sparse-time', 'ratio'].map(id => document.getElementById(id).textContent)"
+        dense, sparse, ratio = browser.evaluate(shown)
+        print(f"{dense}, {sparse}, {ratio}, {text(browser, 'sizes')}")
+        check_times(dense, sparse, ratio)
         assert not [line for line in browser.said if line.startswith("ERROR")]
+
+
+def check_times(dense, sparse, ratio):
+    """The ratio is that of the two times beside it, up to the 0.005 ms and the 0.05 that they are rounded by."""
+    assert all(re.fullmatch(r"\d+\.\d\d ms", time) for time in (dense, sparse))
+    dense, sparse = float(dense.split()[0]), float(sparse.split()[0])
+    number, _, word = ratio.partition(" × ")
+    if ratio == "as fast":
+        number, word = 1, "faster"
+    slow, quick = {"faster": (dense, sparse), "slower": (sparse, dense)}[word]
+    assert (slow - 0.005) / (quick + 0.005) - 0.051 <= float(number) <= (slow + 0.005) / (quick - 0.005) + 0.051
+
+
+@pytest.mark.xdist_group("browser")
+@pytest.mark.parametrize(
+    ("dense", "sparse", "words"), [(7, 2, "3.5 × faster"), (5, 7, "1.4 × slower"), (4, 4.1, "as fast")]
+)
+def test_what_is_slower_is_not_called_faster(page, dense, sparse, words):
+    with Browser(page[0]) as browser:
+        browser.wait("document.getElementById('status').textContent.includes('read rightly')")
+        code = (SERVE.parent / "app.js").read_text()
+        function = code[code.index("function showTimes") : code.index("async function main")]
+        networks = f"[{{name: 'dense', times: [{dense}]}}, {{name: 'sparse', times: [{sparse}]}}]"
+        browser.evaluate(f"const element = id => document.getElementById(id); {function} showTimes({networks})")
+        shown = [text(browser, name) for name in ("dense-time", "sparse-time", "ratio")]
+        assert shown[2] == words
+        check_times(*shown)
+
+
+@pytest.mark.xdist_group("browser")
+def test_a_browser_that_cannot_show_a_page_is_ended(monkeypatch):
+    processes, popen = [], subprocess.Popen
+
+    def started(*arguments, **options):
+        processes.append(popen(*arguments, **options))
+        return processes[0]
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    open_files = os.listdir("/proc/self/fd")
+    with pytest.raises(RuntimeError, match="invalid URL"):
+        Browser("no address")
+    assert processes[0].poll() is not None
+    assert os.listdir("/proc/self/fd") == open_files
 
 
 @pytest.mark.xdist_group("browser")

@@ -17,6 +17,7 @@ import keras_rda
 from keras_rda.litert import convert, decode, flatbuffer, header
 from keras_rda.litert import graph as litert_graph
 from keras_rda.litert.machines import micro
+from keras_rda.litert.machines.process import Run
 
 needs_micro = pytest.mark.skipif(not micro.is_ready(), reason="no TFLite Micro: pip install 'keras_rda[micro]'")
 needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT files are converted with TensorFlow")
@@ -402,11 +403,11 @@ def test_arena_that_is_too_small(file):
 
 @needs_micro
 def test_inputs_that_do_not_fit(file):
-    with pytest.raises(ValueError, match=r"takes the inputs \['x'\]; received \['y'\]"):
-        micro.run([(file, {"y": X})])
-    (run,) = micro.run([(file, X[:, :-1])])
-    assert run.outputs is None
-    assert "ValueError" in run.error
+    misnamed, misshapen, right = micro.run([(file, {"y": X}), (file, X[:, :-1]), (file, X)])
+    assert misnamed == Run(None, "ValueError: the file takes the inputs ['x']; received ['y']", None)
+    assert misshapen.outputs is None
+    assert "ValueError" in misshapen.error
+    assert right.error is None
     with pytest.raises(FileNotFoundError, match="no file"):
         micro.run([(file.parent / "none.tflite", X)])
 
@@ -439,12 +440,35 @@ def test_crash_is_a_line(file, tmp_path):
     assert other.error is None
 
 
+@needs_micro
+def test_files_without_a_signature(file):
+    model = flatbuffer.read(file)
+    model.signatureDefs = None
+    names = [f"tensor {index}" for index in range(len(model.subgraphs[0].tensors))]
+    for tensor, name in zip(model.subgraphs[0].tensors, names, strict=True):
+        tensor.name = name
+    path, (takes,), (gives,) = file.with_name("other.tflite"), model.subgraphs[0].inputs, model.subgraphs[0].outputs
+    path.write_bytes(flatbuffer.pack(model))
+    signed, plain = micro.run([(file, X), (path, {names[takes]: X})])
+    np.testing.assert_array_equal(plain.outputs[names[gives]], signed.outputs["y"])
+
+
+@needs_micro
+def test_signatures_of_another_subgraph(file):
+    model = flatbuffer.read(file)
+    model.subgraphs.append(copy.deepcopy(model.subgraphs[0]))
+    model.signatureDefs[0].subgraphIndex = 1
+    file.write_bytes(flatbuffer.pack(model))
+    (run,) = micro.run([(file, X)])
+    assert run.error == "ValueError: the signature runs the subgraph 1, and TFLite Micro runs the first one only"
+
+
 def test_damaged_files(file, monkeypatch):
     content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
+    damaged = file.with_name("damaged.tflite")
+    damaged.write_bytes(content[: len(content) // 2])
     monkeypatch.setattr(micro, "is_ready", lambda: True)
-    with pytest.raises(ValueError, match="is cut off or corrupt"):
-        micro.run([(file, X)])
+    assert "is cut off or corrupt" in micro.run([(damaged, X)])[0].error
     with pytest.raises(ValueError, match="is cut off or corrupt"):
         header.header(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is not a LiteRT model"):

@@ -41,8 +41,14 @@ def empty(monkeypatch, tmp_path):
     return tmp_path / "litert"
 
 
+def set_up_of(place, version):
+    """The folder `place` as a set-up of a version leaves it."""
+    (place / "node_modules/@litertjs").mkdir(parents=True)
+    (place / "versions.txt").write_text(version)
+
+
 def stub(place, at_bad):
-    """A LiteRT.js that computes ReLU and runs `at_bad` where the input begins with 666."""
+    """A LiteRT.js that computes ReLU and runs `at_bad` where the input begins with 666; `others` counts other runs."""
     core = place / "node_modules/@litertjs/core/dist/index.js"
     core.parent.mkdir(parents=True)
     (core.parent.parent / "package.json").write_text('{"type": "module"}')
@@ -57,7 +63,7 @@ export class Tensor {{
 }}
 export async function loadAndCompile() {{
   return {{delete() {{}}, async run([x]) {{
-    if (x.values[0] === 666) {{ {at_bad} }}
+    if (x.values[0] === 666) {{ {at_bad} }} else globalThis.others = (globalThis.others ?? 0) + 1;
     return [new Tensor(x.values.map(value => Math.max(0, value)), [1, 2])];
   }}}};
 }}
@@ -87,6 +93,29 @@ def test_an_error_loses_one_job_only(file, tmp_path, at_bad, error, repeats):
     assert before.outputs["y"].tolist() == [[0, 2]]
     assert after.outputs["y"].tolist() == [[0, 4]]
     assert (before.seconds is None) == (after.seconds is None) == (repeats == 0)
+
+
+@needs_node
+def test_an_error_while_timing_is_of_the_job_that_ran(file, tmp_path):
+    """In a round, when another job was loaded and warmed up after it."""
+    place = stub(tmp_path / "stub", "if (globalThis.others > 1) throw new WebAssembly.RuntimeError('unreachable');")
+    bad, after = wasm.run([(file, BAD), (file, X)], 2, place=place)
+    assert bad == Run(None, "the process ended with code 1. RuntimeError: unreachable", None)
+    assert len(after.times) == 2
+
+
+@needs_node
+def test_the_error_is_told_from_its_trace(file, tmp_path):
+    place = stub(tmp_path / "stub", "setTimeout(() => null.x); await new Promise(done => setTimeout(done, 9999));")
+    (run,) = wasm.run([(file, BAD)], place=place)
+    assert run.error == ("the process ended with code 1. TypeError: Cannot read properties of null (reading 'x')")
+
+
+@needs_node
+def test_a_folder_may_be_named_from_the_current_one(file, tmp_path, monkeypatch):
+    stub(tmp_path / "stub", "")
+    monkeypatch.chdir(tmp_path)
+    assert wasm.run([(file, X)], place="stub")[0].outputs["y"].tolist() == [[0, 2]]
 
 
 @needs_node
@@ -121,11 +150,10 @@ def test_what_is_missing_is_said(file, empty, monkeypatch):
     monkeypatch.setattr(machine, "_has_node", lambda: True)
     assert not wasm.is_ready()
     with pytest.raises(
-        RuntimeError, match=r"litert holds nothing, must be LiteRT\.js 2.*python3 -m keras_rda\.litert\.wasm"
+        RuntimeError, match=r"litert holds no LiteRT\.js, must be LiteRT\.js 2.*python3 -m keras_rda\.litert\.wasm"
     ):
         wasm.run([(file, X)])
-    empty.mkdir()
-    (empty / "versions.txt").write_text("LiteRT.js 1.0.0")
+    set_up_of(empty, "LiteRT.js 1.0.0")
     with pytest.raises(RuntimeError, match=r"holds LiteRT\.js 1\.0\.0, must be LiteRT\.js 2"):
         wasm.run([(file, X)])
     with pytest.raises(RuntimeError, match="did not start: it cannot be started"):
@@ -166,6 +194,54 @@ def test_failed_set_up_leaves_nothing_and_says_why(empty, tmp_path, monkeypatch)
 
 
 @needs_node
+@pytest.mark.parametrize("text", ["mine 3.1", "LiteRT.js notes\n", machine.LITERT_JS, "LiteRT.js 1.0.0", b"\xff\xfe"])
+@pytest.mark.parametrize("has_package", [False, True])
+def test_what_others_left_is_not_deleted(empty, monkeypatch, text, has_package):
+    monkeypatch.setattr(wasm_set_up, "_build", lambda *arguments: pytest.fail("the folder must be looked at before"))
+    (empty / "node_modules/@litertjs" if has_package else empty / "thesis").mkdir(parents=True)
+    (empty / "versions.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    (empty / "results.csv").write_text("of years")
+    if text == machine.LITERT_JS and has_package:
+        wasm.set_up(log=lambda line: None)  # ready, whatever else is there
+    else:
+        with pytest.raises(RuntimeError, match="holds something else: delete it or name another folder"):
+            wasm.set_up(log=lambda line: None)
+    assert (empty / "results.csv").read_text() == "of years"
+
+
+@needs_node
+def test_packages_of_others_are_not_deleted(empty):
+    set_up_of(empty, "LiteRT.js 1.0.0")
+    (empty / "node_modules/mine").mkdir()
+    with pytest.raises(RuntimeError, match="holds something else: delete it or name another folder"):
+        wasm.set_up()
+    assert (empty / "node_modules/mine").is_dir()
+
+
+@needs_node
+def test_an_older_set_up_stays_until_the_new_one_is_in_place(empty, tmp_path, monkeypatch):
+    set_up_of(empty, "LiteRT.js 1.0.0")
+
+    def no_network(work, log):
+        raise RuntimeError("npm failed")
+
+    monkeypatch.setattr(wasm_set_up, "_build", no_network)
+    with pytest.raises(RuntimeError, match="npm failed"):
+        wasm.set_up(log=lambda line: None)
+    assert machine.version(empty) == "LiteRT.js 1.0.0"
+
+    monkeypatch.setattr(wasm_set_up, "_build", lambda work, log: None)  # nothing to put in place
+    with pytest.raises(RuntimeError, match="Cannot set up the folder"):
+        wasm.set_up(log=lambda line: None)
+    assert machine.version(empty) == "LiteRT.js 1.0.0"
+
+    monkeypatch.setattr(wasm_set_up, "_build", lambda work, log: set_up_of(work / "new", machine.LITERT_JS))
+    wasm.set_up(log=lambda line: None)
+    assert machine.version(empty) == machine.LITERT_JS
+    assert list(tmp_path.iterdir()) == [empty]
+
+
+@needs_node
 def test_other_content_is_refused(empty, monkeypatch):
     def download(*arguments):
         for package in wasm_set_up._PACKAGES:
@@ -180,8 +256,7 @@ def test_other_content_is_refused(empty, monkeypatch):
 
 @needs_node
 def test_a_ready_folder_is_left_alone(empty):
-    empty.mkdir()
-    (empty / "versions.txt").write_text(machine.LITERT_JS)
+    set_up_of(empty, machine.LITERT_JS)
     lines = []
     wasm.set_up(log=lines.append)
     assert lines == [f"{empty} is ready: {machine.LITERT_JS}"]

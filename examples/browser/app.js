@@ -100,7 +100,8 @@ function showTimes(networks) {
     element(`${name}-time`).textContent = `${[dense, sparse][i].toFixed(2)} ms`;
     element(`${name}-bar`).style.width = `${100 * [dense, sparse][i] / Math.max(dense, sparse)}%`;
   });
-  element('ratio').textContent = `${middle(networks[0].times.map((time, i) => time / networks[1].times[i])).toFixed(1)} × faster`;
+  const times = Math.max(dense / sparse, sparse / dense).toFixed(1);
+  element('ratio').textContent = times === '1.0' ? 'as fast' : `${times} × ${sparse < dense ? 'faster' : 'slower'}`;
 }
 
 async function main() {

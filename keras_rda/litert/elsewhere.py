@@ -65,12 +65,14 @@ def measure(machine, reference, file, dense, tolerances):
     Returns:
         A `Check` and `Measured`.
     """
-    paths = list(dict.fromkeys(each.path for each in (file, file.twin, dense)))
+    compared = (file, file.twin, dense) if machine == "micro" else (file, dense)
+    paths = list(dict.fromkeys(each.path for each in compared))
     results = verification.check_on(machine, reference, paths, tolerances, MACHINES[machine].REPEATS)
     found = dict(zip(paths, results, strict=True))
-    (check, run), (_, twin), (_, other) = found[file.path], found[file.twin.path], found[dense.path]
+    (check, run), (_, other) = found[file.path], found[dense.path]
     if machine != "micro":
         return check, Measured(machine, _ratio(run, other))
+    _, twin = found[file.twin.path]
     if check.passed and twin.outputs and not _are_equal(run.outputs, twin.outputs):
         check = verification.failed(machine, "differs from the same network with its weights dense")
     return check, Measured(

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from keras_rda.litert import decode, flatbuffer
+from keras_rda.litert.machines import interface
 from keras_rda.types import Path
 
 RUNTIMES = {"default delegate": True, "no delegates": False}  # name → whether delegates are used
@@ -49,11 +50,13 @@ def read(path):
 
 
 def check_runs(path, model):
-    """Raise a `ValueError` for a `ModelT` that only a microcontroller's runtime takes."""
+    """Raise a `ValueError` for a `ModelT` that only a microcontroller's runtime takes, or whose names repeat."""
     if decode.is_decoded(model):
         raise ValueError(
             f"The file {str(path)!r} has constants that only TFLite Micro decodes: machine='micro' runs it."
         )
+    if model.signatureDefs:
+        interface.of(path, model)
 
 
 def interpreter(path, delegates=True):

@@ -11,7 +11,7 @@ import tempfile
 
 from keras_rda.litert import flatbuffer
 from keras_rda.litert.graph import operator_name, schema
-from keras_rda.litert.machines import process
+from keras_rda.litert.machines import interface, process
 
 BATCH_SIZE = 1
 REPEATS = 20
@@ -43,50 +43,31 @@ def run(jobs, repeats=0, timeout=600, arena=None):
 
     Returns:
         A list of `process.Run`, one for each job, with the bytes of the arena that the file takes. A file that is
-        refused, that does not fit the arena or that crashes the process has an `error`.
+        damaged or refused, that does not fit the arena or that crashes the process has an `error`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a file is damaged, or has no signature.
         RuntimeError: TFLite Micro is not installed.
     """
     check_ready()
-    places, names = [], []
-    for path, inputs in jobs:
-        if not pathlib.Path(path).is_file():
-            raise FileNotFoundError(f"There is no file {str(path)!r}.")
-        entries, results = _signature(path)
-        if not isinstance(inputs, dict) and len(entries) == 1:
-            inputs = dict.fromkeys(entries, inputs)
-        if not isinstance(inputs, dict) or sorted(inputs) != sorted(entries):
-            received = sorted(inputs) if isinstance(inputs, dict) else "one array"
-            raise ValueError(f"The file {str(path)!r} takes the inputs {sorted(entries)}; received {received}.")
-        places.append((path, {str(entries[name]): array for name, array in inputs.items()}))
-        names.append(results)
-    runs = process.run(places, repeats, timeout, [sys.executable], (_SCRIPT, arena or 0))
-    return [
-        process.Run(
-            run.outputs and {name: run.outputs[str(place)] for name, place in results.items()},
-            run.error,
-            run.times,
-            run.arena,
-        )
-        for run, results in zip(runs, names, strict=True)
-    ]
+    return process.run(jobs, repeats, timeout, [sys.executable], (_SCRIPT, arena or 0), _write, _read)
 
 
-def _signature(path):
-    """The inputs and the outputs of a file: dicts of name → place."""
+def _write(directory, number, path, inputs):
     model = flatbuffer.read(path)
-    if not model.signatureDefs:
-        raise ValueError(
-            f"The file {str(path)!r} has no signature, which Keras and TensorFlow 2 write into every file."
-        )
-    signature, graph = model.signatureDefs[0], model.subgraphs[0]
-    return tuple(
-        {entry.name.decode(): list(tensors).index(entry.tensorIndex) for entry in entries or []}
-        for entries, tensors in ((signature.inputs, graph.inputs), (signature.outputs, graph.outputs))
-    )
+    subgraph, takes, gives = interface.of(path, model)
+    if subgraph:
+        raise ValueError(f"the signature runs the subgraph {subgraph}, and TFLite Micro runs the first one only")
+    # The order of `takes` is that of the file.
+    inputs = {str(place): array for place, array in enumerate(interface.arrays(takes, inputs).values())}
+    outputs = list(model.subgraphs[0].outputs)
+    places = {name: str(outputs.index(index)) for name, index in gives.items()}
+    return {**process.save(directory, number, path, inputs), "places": places}
+
+
+def _read(directory, entry, result):
+    outputs = process.load(directory, entry, result)
+    return {name: outputs[place] for name, place in entry["places"].items()}
 
 
 def missing(model):
@@ -109,7 +90,7 @@ def missing(model):
             path = pathlib.Path(directory, f"{index}.tflite")
             path.write_bytes(_probe(model.operatorCodes[index], operator))
             probes.append((path, {}))
-        runs = process.run(probes, 0, 600, [sys.executable], (_SCRIPT, 0))
+        runs = process.run(probes, 0, 600, [sys.executable], (_SCRIPT, 0), process.save)
     return sorted(
         {
             name(model, operator)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import signal
 import statistics
 import subprocess
@@ -10,6 +11,8 @@ import tempfile
 
 import numpy as np
 
+from keras_rda.litert import flatbuffer
+from keras_rda.litert.machines import interface
 from keras_rda.output import one_line
 
 RUNNER = pathlib.Path(__file__).with_name("runner.py")
@@ -37,12 +40,14 @@ class Run:
         return statistics.median(self.times) if self.times else None
 
 
-def run(jobs, repeats, timeout, command, script=(RUNNER,)):
+def run(jobs, repeats, timeout, command, script=(RUNNER,), write=None, read=None):
     """Run LiteRT files with the Python that a command line starts; arguments and errors as for `aarch64.run`.
 
-    `script` is what it runs, a path and first arguments; the last is the folder that `runner` describes.
+    `script` is what it runs, a path and first arguments; the last is the folder that `runner` describes. `write` and
+    `read`, as for `work`, are by default those of a script that knows inputs and outputs by the names in the file.
     """
-    return work(jobs, repeats, timeout, [*command, *script], _write, _read, "The Python that runs LiteRT files")
+    runner = "The Python that runs LiteRT files"
+    return work(jobs, repeats, timeout, [*command, *script], write or _write, read or load, runner)
 
 
 def work(jobs, repeats, timeout, command, write, read, runner, advice=""):
@@ -123,20 +128,28 @@ def _run_process(directory, timeout, command):
     if process.returncode < 0:
         return f"the process crashed: {signal.Signals(-process.returncode).name}"
     if process.returncode > 0:
-        return f"the process ended with code {process.returncode}. {last_line(process.stderr)}"
+        return f"the process ended with code {process.returncode}. {telling_line(process.stderr)}"
     return None
 
 
 def _write(directory, number, path, inputs):
-    names = list(inputs) if isinstance(inputs, dict) else None
-    np.savez(directory / f"{number}.in.npz", *([inputs] if names is None else inputs.values()))
-    return {"path": str(path), "inputs": names}
+    _, takes, _ = interface.of(path, flatbuffer.read(path))
+    return save(directory, number, path, interface.arrays(takes, inputs))
 
 
-def _read(directory, entry, result):
+def save(directory, number, path, inputs):
+    """Put a job there for `runner`, its inputs a dict of name → array; return its entry."""
+    np.savez(directory / f"{number}.in.npz", *inputs.values())
+    return {"path": str(path), "inputs": list(inputs)}
+
+
+def load(directory, entry, result):
+    """A job's outputs, a dict of name → array."""
     with np.load(directory / f"{entry['id']}.out.npz") as arrays:
         return dict(zip(result["outputs"], arrays.values(), strict=True))
 
 
-def last_line(text):
-    return (text.strip().splitlines() or [""])[-1]
+def telling_line(text):
+    """The line of a standard error that names the error: below it Node.js writes a trace and its version."""
+    lines = text.strip().splitlines() or [""]
+    return ([line for line in lines if re.match(r"[\w.]*Error\b", line)] or lines)[-1]

@@ -6,7 +6,7 @@
     python runner.py FOLDER
 
 FOLDER holds `jobs.json`, `{"repeats": n, "jobs": [{"id": 3, "path": "/file.tflite", "inputs": ["x"]}, …]}`, and of
-every job `3.in.npz`: the inputs in the order of their names; null for names: the only input, whatever it is called.
+every job `3.in.npz`: the inputs in the order of their names.
 Written as they come: `current`, the job at work; `3.out.npz` and `3.json`, `{"error": null, "outputs": ["y"], "arena":
 null}`; and at the end `times.json`, id → the seconds of each round.
 """
@@ -33,10 +33,6 @@ class LiteRT:
         """Run one batch; return the outputs, name → array."""
         runner = self._interpreter.get_signature_runner()
         details = runner.get_input_details()
-        if names is None and len(details) == 1:
-            names = list(details)
-        if names is None or sorted(names) != sorted(details):
-            raise ValueError(f"the file takes the inputs {sorted(details)}; received {names or 'one array'}")
         return runner(
             **{name: np.asarray(array, details[name]["dtype"]) for name, array in zip(names, arrays, strict=True)}
         )

@@ -11,13 +11,14 @@ import importlib.util
 import math
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
 
 from keras_rda.litert import flatbuffer
 from keras_rda.litert.graph import schema
-from keras_rda.litert.machines import process
+from keras_rda.litert.machines import interface, process
 
 BATCH_SIZE = 1
 REPEATS = 30
@@ -35,8 +36,11 @@ def folder():
 
 
 def version(place):
-    """What is set up in the folder `place`; None if nothing is."""
-    return (place / VERSIONS).read_text() if (place / VERSIONS).is_file() else None
+    """The LiteRT.js that `wasm_set_up` put into the folder `place`, such as `LITERT_JS`; None if it put none there."""
+    if not (place / VERSIONS).is_file() or not (place / "node_modules/@litertjs").is_dir():
+        return None
+    found = (place / VERSIONS).read_text(errors="replace")
+    return found if re.fullmatch(r"LiteRT\.js [\d.]+", found) else None
 
 
 def is_ready():
@@ -49,7 +53,8 @@ def check_ready():
     check_node()
     if (found := version(folder())) != LITERT_JS:
         raise RuntimeError(
-            f"{folder()} holds {found or 'nothing'}, must be {LITERT_JS}: python3 -m keras_rda.litert.wasm sets it up."
+            f"{folder()} holds {found or 'no LiteRT.js'}, must be {LITERT_JS}: "
+            "python3 -m keras_rda.litert.wasm sets it up."
         )
 
 
@@ -94,7 +99,7 @@ def run(jobs, repeats=0, timeout=600, command=None, place=None):
     """
     if place is None:
         check_ready()
-    place = place or folder()
+    place = pathlib.Path(place).expanduser().absolute() if place else folder()
     command = [*(command or [node()]), _RUNNER, place]
     advice = "If it is damaged, delete the folder and set it up again."
     return process.work(jobs, repeats, timeout, command, _write, _read, f"LiteRT.js in {place}", advice)
@@ -113,20 +118,19 @@ def _prepare(path, inputs):
 
     Raises a `ValueError` for what LiteRT.js would refuse without saying why, or not refuse.
     """
-    takes, gives = _signature(flatbuffer.read(path))
-    given = inputs if isinstance(inputs, dict) else {name: inputs for name, _ in takes}
-    if sorted(given) != sorted(name for name, _ in takes) or (given is not inputs and len(takes) > 1):
-        received = list(inputs) if isinstance(inputs, dict) else "one array"
-        raise ValueError(f"the file takes the inputs {sorted(name for name, _ in takes)}; received {received}")
+    model = flatbuffer.read(path)
+    subgraph, takes, gives = interface.of(path, model)
+    graph = model.subgraphs[subgraph]
     shapes, arrays, calls = [], [], set()
-    for name, tensor in takes:
+    for name, given in interface.arrays(takes, inputs).items():
+        tensor = graph.tensors[takes[name]]
         shape = tuple(map(int, tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature))
         if -1 in shape:
             raise ValueError(
                 f"the input '{name}' has the shape {shape}, and LiteRT.js cannot resize: export(…, batch_size=1) fixes "
                 "the -1"
             )
-        array = np.asarray(given[name], _dtype(name, tensor))
+        array = np.asarray(given, _dtype(name, tensor))
         times = len(array) // shape[0] if shape and shape[0] and array.ndim else 1
         if array.shape != (tuple(times * size for size in shape[:1]) + shape[1:]):
             raise ValueError(f"the input '{name}' has the shape {shape}; received {array.shape}")
@@ -135,34 +139,17 @@ def _prepare(path, inputs):
         calls.add(times)
     if len(calls) > 1:
         raise ValueError(f"the inputs are enough for {sorted(calls)} calls of the file: give as much of each")
-    return shapes, arrays, *calls, gives
+    return shapes, arrays, *calls, _places(graph, takes, gives)
 
 
-def _signature(model):
-    """List of (name, tensor) of the inputs, dict of output name → position: by the file's first signature, if any.
-
-    LiteRT.js knows inputs and outputs by their positions in the graph, which are not those in the signature.
-    """
-    if model.signatureDefs:
-        signature = model.signatureDefs[0]
-        graph = model.subgraphs[signature.subgraphIndex]
-        named = {entry.tensorIndex: _text(entry.name) for entry in signature.inputs or []}
-        places = {_text(entry.name): entry.tensorIndex for entry in signature.outputs or []}
-    else:
-        graph, named = model.subgraphs[0], {}
-        places = {_text(graph.tensors[index].name): index for index in graph.outputs}
-    takes = [(named.get(index) or _text(graph.tensors[index].name), graph.tensors[index]) for index in graph.inputs]
-    for name, index in places.items():
+def _places(graph, takes, gives):
+    """Dict of output name → position in the graph, by which LiteRT.js knows it: that in the signature is another."""
+    for name, index in gives.items():
         _dtype(name, graph.tensors[index])
-        others = [other for other in places if other != name and places[other] == index]
-        others += [named.get(index)] if index in graph.inputs else []
+        others = [other for names in (gives, takes) for other in names if other != name and names[other] == index]
         if others:
             raise ValueError(f"the output '{name}' is '{others[0]}' too, which LiteRT.js gets wrong: leave it out")
-    return takes, {name: list(graph.outputs).index(index) for name, index in places.items()}
-
-
-def _text(name):
-    return (name or b"").decode(errors="replace")
+    return {name: list(graph.outputs).index(index) for name, index in gives.items()}
 
 
 def _dtype(name, tensor):

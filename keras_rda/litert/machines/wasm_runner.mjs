@@ -74,6 +74,7 @@ export async function run(core, wasm, read, write) {
   // Round by round over all files: what else the machine does meanwhile falls on all of them alike.
   for (let round = 0; round < repeats; round++) {
     for (const job of loaded) {
+      await write('current', String(job.id));
       const start = performance.now();
       await once(job);
       job.times.push(performance.now() - start);

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -38,7 +37,8 @@ def set_up(folder=None, log=print):
     """Download LiteRT.js with the npm of the wheel's Node.js; return at once if it is there.
 
     npm's own configuration says from which registry and through which proxy; what comes must have the hashes written
-    here. The folder is built beside its place and put there once a small LiteRT file has run in it.
+    here. The folder is built beside its place and put there once a small LiteRT file has run in it. What another
+    version was set up in is replaced then; a folder with anything else in it is refused.
 
     Args:
         folder: Where; by default what `wasm.folder()` says. For another, set `KERAS_RDA_WASM` when running.
@@ -54,16 +54,31 @@ def set_up(folder=None, log=print):
         return log(f"{place} is ready: {wasm.LITERT_JS}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        if wasm.version(place):  # another version's
-            shutil.rmtree(place)
-        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        is_older = _is_set_up(place)
+        if place.exists() and not is_older and (not place.is_dir() or any(place.iterdir())):
             raise RuntimeError(f"{place} exists and holds something else: delete it or name another folder.")
         with tempfile.TemporaryDirectory(prefix=f".{place.name}.", dir=place.parent) as work:
+            new, old = pathlib.Path(work, "new"), pathlib.Path(work, "old")
             _build(pathlib.Path(work), log)
-            os.replace(pathlib.Path(work, "new"), place)
+            if is_older:
+                os.replace(place, old)  # and is deleted together with `work`
+            try:
+                os.replace(new, place)
+            except OSError:
+                if is_older:
+                    os.replace(old, place)
+                raise
     except OSError as error:
         raise RuntimeError(f"Cannot set up the folder {place}: {error}.") from error
     return log(f"{place} is ready: {wasm.LITERT_JS}")
+
+
+def _is_set_up(place):
+    """Whether a folder holds a set-up and nothing else, so that deleting it loses nothing."""
+    if not wasm.version(place):
+        return False
+    found = {path.relative_to(place).as_posix() for pattern in ("*", "node_modules/*") for path in place.glob(pattern)}
+    return found == {wasm.VERSIONS, "node_modules", "node_modules/@litertjs"}
 
 
 def _build(work, log):
