@@ -172,7 +172,9 @@ def test_a_damaged_folder_is_said(file, tmp_path):
             copy = damaged / path.relative_to(wasm.folder())
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(RuntimeError, match=r"damaged did not start: .*delete the folder and set it up again"):
+    with pytest.raises(
+        RuntimeError, match=r"damaged did not start: .*python3 -m keras_rda.litert.wasm sets it up anew"
+    ):
         wasm.run([(file, X)], place=damaged)
 
 
@@ -201,11 +203,8 @@ def test_what_others_left_is_not_deleted(empty, monkeypatch, text, has_package):
     (empty / "node_modules/@litertjs" if has_package else empty / "thesis").mkdir(parents=True)
     (empty / "versions.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
     (empty / "results.csv").write_text("of years")
-    if text == machine.LITERT_JS and has_package:
-        wasm.set_up(log=lambda line: None)  # ready, whatever else is there
-    else:
-        with pytest.raises(RuntimeError, match="holds something else: delete it or name another folder"):
-            wasm.set_up(log=lambda line: None)
+    with pytest.raises(RuntimeError, match="holds something else: delete it or name another folder"):
+        wasm.set_up(log=lambda line: None)
     assert (empty / "results.csv").read_text() == "of years"
 
 
@@ -255,8 +254,25 @@ def test_other_content_is_refused(empty, monkeypatch):
 
 
 @needs_node
+def test_a_damaged_set_up_is_made_anew(empty, monkeypatch):
+    """Here by an npm that fails: then it stays."""
+
+    def npm(*arguments):
+        raise RuntimeError("npm failed")
+
+    set_up_of(empty, machine.LITERT_JS)  # without the JavaScript
+    monkeypatch.setattr(wasm_set_up, "_npm", npm)
+    lines = []
+    with pytest.raises(RuntimeError, match="npm failed"):
+        wasm.set_up(log=lines.append)
+    assert lines[0].startswith(f"{empty} is set up anew: LiteRT.js in {empty} did not start: ")
+    assert (empty / "versions.txt").read_text() == machine.LITERT_JS
+
+
+@needs_node
 def test_a_ready_folder_is_left_alone(empty):
-    set_up_of(empty, machine.LITERT_JS)
+    stub(empty, "")
+    (empty / "versions.txt").write_text(machine.LITERT_JS)
     lines = []
     wasm.set_up(log=lines.append)
     assert lines == [f"{empty} is ready: {machine.LITERT_JS}"]
@@ -322,7 +338,9 @@ def test_types_that_it_lacks_are_refused_by_name(tmp_path):
     x = keras.Input((3,))
     path = written(tmp_path / "types.tflite", keras.Model(x, {"y": x + 1, "positive": x > 0}))
     (run,) = wasm.run([(path, np.ones((1, 3)))])
-    assert run.error == ("ValueError: 'positive' is of BOOL, and LiteRT.js takes and gives FLOAT32, INT32, UINT8 only")
+    assert run.error == (
+        "ValueError: 'positive' is of BOOL, and LiteRT.js takes and gives FLOAT32, INT32, UINT8 only: cast it"
+    )
 
 
 @needs_wasm

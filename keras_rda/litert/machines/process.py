@@ -89,7 +89,7 @@ def work(jobs, repeats, timeout, command, write, read, runner, advice=""):
             if end is None:
                 break
             if not (directory / "current").exists():
-                raise RuntimeError(f"{runner} did not start: {end}. {advice}".rstrip())
+                raise RuntimeError(f"{runner} did not start: {end.rstrip('.')}. {advice}".rstrip())
             # The job at work ended the process. Those before it have their results, and run again only to be timed.
             errors[int((directory / "current").read_text())] = end
             waiting = [

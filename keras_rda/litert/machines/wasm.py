@@ -101,7 +101,7 @@ def run(jobs, repeats=0, timeout=600, command=None, place=None):
         check_ready()
     place = pathlib.Path(place).expanduser().absolute() if place else folder()
     command = [*(command or [node()]), _RUNNER, place]
-    advice = "If it is damaged, delete the folder and set it up again."
+    advice = "If it is damaged, python3 -m keras_rda.litert.wasm sets it up anew."
     return process.work(jobs, repeats, timeout, command, _write, _read, f"LiteRT.js in {place}", advice)
 
 
@@ -155,7 +155,7 @@ def _places(graph, takes, gives):
 def _dtype(name, tensor):
     kind = next(name for name, value in vars(schema().TensorType).items() if value == tensor.type)
     if kind not in _TYPES:
-        raise ValueError(f"'{name}' is of {kind}, and LiteRT.js takes and gives {', '.join(_TYPES)} only")
+        raise ValueError(f"'{name}' is of {kind}, and LiteRT.js takes and gives {', '.join(_TYPES)} only: cast it")
     return kind.lower()
 
 

@@ -34,11 +34,11 @@ _FILES = {
 
 
 def set_up(folder=None, log=print):
-    """Download LiteRT.js with the npm of the wheel's Node.js; return at once if it is there.
+    """Download LiteRT.js with the npm of the wheel's Node.js; return at once if it is there and runs a small file.
 
     npm's own configuration says from which registry and through which proxy; what comes must have the hashes written
-    here. The folder is built beside its place and put there once a small LiteRT file has run in it. What another
-    version was set up in is replaced then; a folder with anything else in it is refused.
+    here. The folder is built beside its place and put there once a small LiteRT file has run in it. What is damaged or
+    another version's is replaced then; a folder with anything else in it is refused.
 
     Args:
         folder: Where; by default what `wasm.folder()` says. For another, set `KERAS_RDA_WASM` when running.
@@ -51,7 +51,9 @@ def set_up(folder=None, log=print):
     place = pathlib.Path(folder).expanduser().absolute() if folder else wasm.folder()
     wasm.check_node()
     if wasm.version(place) == wasm.LITERT_JS:
-        return log(f"{place} is ready: {wasm.LITERT_JS}")
+        if not (fault := _fault(place)):
+            return log(f"{place} is ready: {wasm.LITERT_JS}")
+        log(f"{place} is set up anew: {fault}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         is_older = _is_set_up(place)
@@ -101,12 +103,23 @@ def _build(work, log):
                     target.write_bytes(members.extractfile(member).read())
 
     log("Running a small file …")
-    small = work / "small.tflite"
-    small.write_bytes(small_file())
-    (result,) = wasm.run([(small, np.float32([[-1, 2]]))], place=new)
-    if result.error or result.outputs["y"].tolist() != [[0, 2]]:
-        raise RuntimeError(f"LiteRT.js does not run a small file: {result.error or result.outputs}.")
+    if fault := _fault(new):
+        raise RuntimeError(fault)
     (new / wasm.VERSIONS).write_text(wasm.LITERT_JS)
+
+
+def _fault(place):
+    """Why what is in a folder does not run a small LiteRT file; empty if it does."""
+    with tempfile.TemporaryDirectory() as work:
+        small = pathlib.Path(work, "small.tflite")
+        small.write_bytes(small_file())
+        try:
+            (result,) = wasm.run([(small, np.float32([[-1, 2]]))], place=place)
+        except RuntimeError as error:
+            return str(error)
+    if result.error or result.outputs["y"].tolist() != [[0, 2]]:
+        return f"LiteRT.js does not run a small file: {result.error or result.outputs}."
+    return ""
 
 
 def _npm(*arguments):
@@ -120,7 +133,10 @@ def _npm(*arguments):
             said = json.loads(process.stdout)["error"]["summary"]
         except (ValueError, KeyError):
             said = process.stderr or process.returncode
-        raise RuntimeError(f"npm failed: {' '.join(str(said).split())}")
+        raise RuntimeError(
+            f"npm failed: {' '.join(str(said).split()).rstrip('.')}. It needs the network once, or a registry or proxy "
+            "in its configuration; run the command again then."
+        )
 
 
 def main():
