@@ -1,6 +1,7 @@
 """`export`, `verify`, `benchmark` where else files run: in WebAssembly, in TFLite Micro; fixed batches, dense files."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from helpers import BACKEND, sparsify, wide_network
 
 import keras_rda
 from keras_rda import cli
-from keras_rda.litert import candidates, decode, flatbuffer, graph, metadata
+from keras_rda.litert import candidates, decode, exporting, flatbuffer, graph, metadata
 from keras_rda.litert.elsewhere import Measured
 from keras_rda.litert.machines import micro, wasm
 
@@ -355,6 +356,28 @@ def test_micro_file_report_and_header(tmp_path, quantize):
 
 
 @needs_micro
+@pytest.mark.parametrize("fails", ["writing the header", "moving the file"])
+def test_the_header_stays_where_the_file_does(tmp_path, monkeypatch, fails):
+    path, header, original = tmp_path / "model.tflite", tmp_path / "model.h", os.replace
+
+    def refuse(source=None, target=path):
+        if target == path:
+            raise OSError("the disk is gone")
+        original(source, target)
+
+    path.write_text("old file")
+    header.write_text("old header")
+    if fails == "moving the file":
+        monkeypatch.setattr(os, "replace", refuse)
+    else:
+        monkeypatch.setattr(exporting, "header_text", lambda *arguments: refuse())
+    with pytest.raises(OSError, match="the disk is gone"):
+        keras_rda.export(sparsify(wide_network()), path, machine="micro", header=header)
+    assert (path.read_text(), header.read_text()) == ("old file", "old header")
+    assert sorted(tmp_path.iterdir()) == [header, path]
+
+
+@needs_micro
 def test_dense_micro_files_decode_nothing(tmp_path):
     model, path = sparsify(wide_network()), tmp_path / "model.tflite"
     report = keras_rda.export(model, path, machine="micro", sparse=False)
@@ -411,6 +434,9 @@ def test_arguments_that_do_not_go_together(tmp_path, monkeypatch):
         keras_rda.export(model, path, machine="micro", header=tmp_path / "model.c")
     with pytest.raises(FileNotFoundError, match=r"nowhere' does not exist; create it first"):
         keras_rda.export(model, path, machine="micro", header=tmp_path / "nowhere/model.h")
+    with pytest.raises(ValueError, match=r"no word of C or C\+\+, such as 'model'; received 'int'") as caught:
+        keras_rda.export(model, path, machine="micro", header=tmp_path / "int.h")
+    assert "\n" not in str(caught.value)
     x = keras.Input((None, None, 3))
     with pytest.raises(ValueError, match="only the batch size may be unknown"):
         keras_rda.export(keras.Model(x, layers.GlobalAveragePooling2D()(x)), path, machine="wasm")

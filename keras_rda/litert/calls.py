@@ -101,7 +101,7 @@ class Entry:
 
 
 def entries(model):
-    """Every `Entry` of a `ModelT`: its signatures, and its first subgraph if none of them names it."""
+    """Every `Entry` of a `ModelT`: its signatures, then its first subgraph if none of them names it."""
     found = []
     for signature in model.signatureDefs or []:
         number = signature.subgraphIndex
@@ -114,7 +114,7 @@ def entries(model):
     if all(entry.subgraph for entry in found):
         graph = Graph(model)
         inputs, outputs = (_named(graph, indices) for indices in (graph.subgraph.inputs, graph.subgraph.outputs))
-        found.insert(0, Entry(None, 0, graph, inputs, outputs))
+        found.append(Entry(None, 0, graph, inputs, outputs))
     return found
 
 
