@@ -308,6 +308,31 @@ def test_compressed_file_in_the_browser(tmp_path):
     assert "multiples of 8" in str(report)
 
 
+@needs_wasm
+def test_benchmark_gives_files_the_inputs_that_they_take(tmp_path):
+    """Inputs of different batches; a first signature of another subgraph than the first."""
+    import tensorflow as tf
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 16), tf.float32, "x"), tf.TensorSpec((5, 16), tf.float32, "y")])
+        def several(self, x, y):
+            return {"z": x + y}
+
+        @tf.function(input_signature=[tf.TensorSpec((2, 4), tf.int32, "x")])
+        def other(self, x):
+            return {"z": x + x}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "saved"), {"several": module.several, "other": module.other})
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"), signature_keys=["several", "other"])
+    model, files = flatbuffer.read(converter.convert()), {}
+    for signature in model.signatureDefs:
+        model.signatureDefs, path = [signature], tmp_path / f"{len(files)}.tflite"
+        path.write_bytes(flatbuffer.pack(model))
+        files[signature.signatureKey.decode()] = path
+    assert [latency.median > 0 for latency in keras_rda.litert.benchmark(files, 0.01, machine="wasm")] == [True, True]
+
+
 # Microcontrollers
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import zipfile
 
 import keras
@@ -29,7 +30,7 @@ from keras_rda.litert import (
     xnnpack,
 )
 from keras_rda.litert.graph import Graph, schema
-from keras_rda.litert.machines import here
+from keras_rda.litert.machines import here, process, wasm
 
 litert = keras_rda.litert
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
@@ -125,6 +126,7 @@ def test_tails_that_are_wrong_here_are_mended(tmp_path, monkeypatch, tail, emula
     report = litert.shrink(source, target)
     assert [check.runtime for check in report.chosen.checks] == list(here.RUNTIMES)
     assert "without delegates" in str(report)
+    assert report.bytes == shrinking.gain(flatbuffer.read(source), source.read_bytes())
     assert xnnpack.sparse_kernels(target).eligible
     x = np.random.default_rng(0).uniform(-1, 1, (1, 32, 32, 3)).astype("float32")
     ours, theirs = (litert.predict(path, x, delegates=False)["output_0"] for path in (source, target))
@@ -453,6 +455,21 @@ def test_data_are_used_and_a_list_of_batches_too(tmp_path, monkeypatch):
     for samples in seen:
         assert len(samples) == 4
         np.testing.assert_array_equal(samples[3]["x"], x[3:4].astype("float32"))
+
+
+def test_data_are_used_on_the_machine_too(tmp_path, monkeypatch):
+    source, x, jobs = written(tmp_path / "source.tflite", dense_layer(kernel())), np.full((3, 96), 7, "float32"), []
+
+    def run(new, repeats):
+        jobs.extend(new)
+        return process.run(new, repeats, 600, [sys.executable])
+
+    monkeypatch.setattr(wasm, "check_ready", lambda: None)
+    monkeypatch.setattr(wasm, "run", run)
+    report = litert.shrink(source, tmp_path / "target.tflite", "wasm", x)
+    assert [check.runtime for check in report.chosen.checks] == [*here.RUNTIMES, "wasm"]
+    assert report.measured.ratio > 0
+    assert [bool((inputs["x"] == 7).all()) for _, inputs in jobs] == [False, False, True, True]
 
 
 # --- The form --------------------------------------------------------------------------------------------------------
