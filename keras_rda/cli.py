@@ -78,8 +78,7 @@ def inspect(file, as_json):
         }
         _show(report.tensor_table(tensors, "operators left out"), data, as_json)
         if not as_json:
-            is_smaller = smaller is not None and smaller < len(content)
-            would = f"shrink would write {smaller:,}" if is_smaller else "shrink would not make it smaller"
+            would = f"shrink would write {smaller:,}" if smaller else "shrink would not make it smaller"
             print(f"{len(content):,} bytes; {f'shrink would refuse it: {why_not}' if why_not else would}")
     else:
         summary = metrics.summarize(_load(file).weights)
@@ -137,7 +136,9 @@ def export(source, target, quantize, representative_data, machine, batch_size, d
 @click.argument("source", metavar="IN.tflite", type=_file)
 @click.argument("target", metavar="OUT.tflite", type=_new_file)
 @_data_option
-@_machine_option
+@click.option(
+    "--machine", type=click.Choice([name for name in MACHINES if name != "micro"]), help="Run both files there too."
+)
 @click.option("--html", type=_new_file, help="Also write the report as a page.")
 @_json_option
 def shrink(source, target, representative_data, machine, html, as_json):

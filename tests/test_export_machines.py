@@ -1,6 +1,7 @@
 """`export`, `verify`, `benchmark` where else files run: in WebAssembly, in TFLite Micro; fixed batches, dense files."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from helpers import BACKEND, sparsify, wide_network
 
 import keras_rda
 from keras_rda import cli
-from keras_rda.litert import candidates, decode, flatbuffer, graph, metadata
+from keras_rda.litert import candidates, decode, exporting, flatbuffer, graph, metadata
 from keras_rda.litert.elsewhere import Measured
 from keras_rda.litert.machines import micro, wasm
 
@@ -307,6 +308,31 @@ def test_compressed_file_in_the_browser(tmp_path):
     assert "multiples of 8" in str(report)
 
 
+@needs_wasm
+def test_benchmark_gives_files_the_inputs_that_they_take(tmp_path):
+    """Inputs of different batches; a first signature of another subgraph than the first."""
+    import tensorflow as tf
+
+    class Module(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 16), tf.float32, "x"), tf.TensorSpec((5, 16), tf.float32, "y")])
+        def several(self, x, y):
+            return {"z": x + y}
+
+        @tf.function(input_signature=[tf.TensorSpec((2, 4), tf.int32, "x")])
+        def other(self, x):
+            return {"z": x + x}
+
+    module = Module()
+    tf.saved_model.save(module, str(tmp_path / "saved"), {"several": module.several, "other": module.other})
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "saved"), signature_keys=["several", "other"])
+    model, files = flatbuffer.read(converter.convert()), {}
+    for signature in model.signatureDefs:
+        model.signatureDefs, path = [signature], tmp_path / f"{len(files)}.tflite"
+        path.write_bytes(flatbuffer.pack(model))
+        files[signature.signatureKey.decode()] = path
+    assert [latency.median > 0 for latency in keras_rda.litert.benchmark(files, 0.01, machine="wasm")] == [True, True]
+
+
 # Microcontrollers
 
 
@@ -352,6 +378,28 @@ def test_micro_file_report_and_header(tmp_path, quantize):
     (latency,) = keras_rda.litert.benchmark({"micro": path}, 0.05, machine="micro")
     assert 0 < latency.lower <= latency.median <= latency.upper
     assert latency.rounds >= 5
+
+
+@needs_micro
+@pytest.mark.parametrize("fails", ["writing the header", "moving the file"])
+def test_the_header_stays_where_the_file_does(tmp_path, monkeypatch, fails):
+    path, header, original = tmp_path / "model.tflite", tmp_path / "model.h", os.replace
+
+    def refuse(source=None, target=path):
+        if target == path:
+            raise OSError("the disk is gone")
+        original(source, target)
+
+    path.write_text("old file")
+    header.write_text("old header")
+    if fails == "moving the file":
+        monkeypatch.setattr(os, "replace", refuse)
+    else:
+        monkeypatch.setattr(exporting, "header_text", lambda *arguments: refuse())
+    with pytest.raises(OSError, match="the disk is gone"):
+        keras_rda.export(sparsify(wide_network()), path, machine="micro", header=header)
+    assert (path.read_text(), header.read_text()) == ("old file", "old header")
+    assert sorted(tmp_path.iterdir()) == [header, path]
 
 
 @needs_micro
@@ -411,6 +459,9 @@ def test_arguments_that_do_not_go_together(tmp_path, monkeypatch):
         keras_rda.export(model, path, machine="micro", header=tmp_path / "model.c")
     with pytest.raises(FileNotFoundError, match=r"nowhere' does not exist; create it first"):
         keras_rda.export(model, path, machine="micro", header=tmp_path / "nowhere/model.h")
+    with pytest.raises(ValueError, match=r"no word of C or C\+\+, such as 'model'; received 'int'") as caught:
+        keras_rda.export(model, path, machine="micro", header=tmp_path / "int.h")
+    assert "\n" not in str(caught.value)
     x = keras.Input((None, None, 3))
     with pytest.raises(ValueError, match="only the batch size may be unknown"):
         keras_rda.export(keras.Model(x, layers.GlobalAveragePooling2D()(x)), path, machine="wasm")

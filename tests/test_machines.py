@@ -65,7 +65,7 @@ def difference(path, inputs, outputs=("y", "z"), is_signed=True):
 
 
 SEVERAL = (
-    r"The file '.*{0}\.tflite' has several {0}s named 'a', so that they cannot be told apart: rename them where the "
+    r"The file has several {0}s named 'a', so that they cannot be told apart: rename them where the "
     r"file is made, every {0} needs a name of its own\.$"
 )
 

@@ -470,9 +470,9 @@ def test_damaged_files(file, monkeypatch):
     monkeypatch.setattr(micro, "is_ready", lambda: True)
     assert "is cut off or corrupt" in micro.run([(damaged, X)])[0].error
     with pytest.raises(ValueError, match="is cut off or corrupt"):
-        header.header(content[: len(content) // 2])
+        header.header_text(content[: len(content) // 2])
     with pytest.raises(ValueError, match="is not a LiteRT model"):
-        header.header(b"")
+        header.header_text(b"")
 
 
 def test_without_tflite_micro(file, monkeypatch):
@@ -487,7 +487,7 @@ def test_without_tflite_micro(file, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no compiler of C")
 def test_header_compiles_to_the_file(file, tmp_path):
-    header.write_header(tmp_path / "model.h", file.read_bytes(), "net", arena=1234)
+    (tmp_path / "model.h").write_text(header.header_text(file.read_bytes(), "net", arena=1234))
     (tmp_path / "main.c").write_text("""
 #include <stdint.h>
 #include <stdio.h>
@@ -509,12 +509,12 @@ int main(void) { fwrite(net, 1, net_len, stdout); return (uintptr_t)net % 16 != 
 
 def test_header_of_bad_names(file):
     model = flatbuffer.read(file)
-    for name in ("", "2d", "a b", "x;"):
+    for name in ("", "2d", "a b", "x;", "int", "class", "main"):
         with pytest.raises(ValueError, match="must be an identifier of C"):
-            header.header(file.read_bytes(), name)
+            header.header_text(file.read_bytes(), name)
     model.operatorCodes[-1].customCode = "x\n#error"
     with pytest.raises(ValueError, match="custom operator that is no name in C"):
-        header.header(flatbuffer.pack(model))
+        header.header_text(flatbuffer.pack(model))
 
 
 def test_names_of_the_resolver():
@@ -539,14 +539,6 @@ def test_names_of_the_resolver():
         builtinCode=custom, deprecatedBuiltinCode=custom, customCode=b"TFLite_Detection_PostProcess"
     )
     assert header.resolver_calls(model) == ["AddDetectionPostprocess"]
-
-
-def test_failed_write_keeps_the_header(file, tmp_path):
-    (tmp_path / "model.h").write_text("old")
-    with pytest.raises(ValueError, match="is not a LiteRT model"):
-        header.write_header(tmp_path / "model.h", b"no model")
-    assert (tmp_path / "model.h").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.h", "net.tflite"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from keras_rda.litert import flatbuffer
 _END = struct.Struct("<4s4H2LH")  # of the archive: where its directory is, and how long
 _ENTRY = 46  # bytes of an entry of the directory, before its name
 _OFFSET = 42  # in them: where the member is
-_PADDING = 64  # more than FlatBuffers puts behind its last part
 
 
 def split(content, model):
@@ -24,7 +23,7 @@ def split(content, model):
     """
     start = _start(content)
     body, archive = content[:start], content[start:]
-    if any(body[-_PADDING:]) and not _is_needed(body, model):
+    if not _ends_with(body, model):
         raise ValueError(
             "The file has content behind the FlatBuffer that is no ZIP archive of associated files: it would be lost. "
             "Take it off, and append it to the smaller file."
@@ -77,9 +76,12 @@ def _end(content):
     return place, entries, size, offset
 
 
-def _is_needed(body, model):
-    """Whether the end of a FlatBuffer belongs to it: without it, it is another or none."""
+def _ends_with(body, model):
+    """Whether nothing but zeros, which may be padding, follows a FlatBuffer: without the byte before it is another.
+
+    A number, a vector or a string ends in that byte; what is behind the FlatBuffer can be cut without harm.
+    """
     try:
-        return flatbuffer.pack(flatbuffer.read(body[:-_PADDING])) != flatbuffer.pack(model)
+        return flatbuffer.pack(flatbuffer.read(body.rstrip(b"\0")[:-1])) != flatbuffer.pack(model)
     except ValueError:
         return True

@@ -101,21 +101,41 @@ class Entry:
 
 
 def entries(model):
-    """Every `Entry` of a `ModelT`: its signatures, and its first subgraph if none of them names it."""
+    """Every `Entry` of a `ModelT`: its signatures, then its first subgraph if none of them names it.
+
+    Raises:
+        ValueError: two inputs or two outputs of a signature have one name.
+    """
     found = []
     for signature in model.signatureDefs or []:
         number = signature.subgraphIndex
         inputs, outputs = (
-            {place.name.decode(errors="replace"): place.tensorIndex for place in places or []}
-            for places in (signature.inputs, signature.outputs)
+            different(what, [(place.name.decode(errors="replace"), place.tensorIndex) for place in places or []])
+            for what, places in (("input", signature.inputs), ("output", signature.outputs))
         )
         key = (signature.signatureKey or b"").decode(errors="replace")
         found.append(Entry(key, number, Graph(model, model.subgraphs[number]), inputs, outputs))
     if all(entry.subgraph for entry in found):
         graph = Graph(model)
         inputs, outputs = (_named(graph, indices) for indices in (graph.subgraph.inputs, graph.subgraph.outputs))
-        found.insert(0, Entry(None, 0, graph, inputs, outputs))
+        found.append(Entry(None, 0, graph, inputs, outputs))
     return found
+
+
+def different(what, pairs):
+    """Pairs of a name and a tensor as a dict.
+
+    Raises:
+        ValueError: two have one name. Who fills inputs by name would fill one of them: runtimes compute with whatever
+            is in the memory of the other.
+    """
+    names = [name for name, _ in pairs]
+    if again := {name for name in names if names.count(name) > 1}:
+        raise ValueError(
+            f"The file has several {what}s named '{min(again)}', so that they cannot be told apart: rename them where "
+            f"the file is made, every {what} needs a name of its own."
+        )
+    return dict(pairs)
 
 
 def _named(graph, indices):

@@ -7,12 +7,23 @@ there since the second half of 2025.
 """
 
 import copy
+import itertools
 import math
 
 import numpy as np
 
 from keras_rda.litert import weights
-from keras_rda.litert.graph import DECODE, DECODE_HEADER, DTYPES, PRUNING, WEIGHT_TYPES, add_buffer, graphs, schema
+from keras_rda.litert.graph import (
+    DECODE,
+    DECODE_HEADER,
+    DTYPES,
+    PRUNING,
+    WEIGHT_TYPES,
+    add_buffer,
+    graphs,
+    holders,
+    schema,
+)
 from keras_rda.litert.sparse_format import floor_bytes
 from keras_rda.litert.weights import TensorEncoding
 
@@ -53,16 +64,12 @@ def encode(model):
     """
     model = copy.deepcopy(model)
     subgraphs = graphs(model)
-    holders = {}  # constants with the same content may share a buffer
-    for graph in subgraphs:
-        for index, tensor in enumerate(graph.tensors):
-            holders.setdefault(tensor.buffer, []).append((graph, index))
-    rows, decoded = [], {}
-    for places in holders.values():
-        rows += _encode_buffer(places, decoded)
+    encodings, decoded = [], {}
+    for places in holders(subgraphs).values():
+        encodings += _encode_buffer(places, decoded)
     for graph in subgraphs:
         _insert(graph, {index: pair for (other, index), pair in decoded.items() if other is graph})
-    return lean(model), rows
+    return lean(model), encodings
 
 
 def lean(model):
@@ -162,23 +169,12 @@ def _encode_buffer(places, decoded):
             size, encoding = _padded(entries) + _padded(kept) + added, ENCODING
             decoded |= _store(places, entries, kept)
     count = (kept.size - _HEADER.size) // array.itemsize
-    return [
-        TensorEncoding(
-            name=graph.name(index),
-            operator=graph.kind(graph.readers[index][0]) if index in graph.readers else "",
-            shape=own.shape,
-            dtype=own.dtype.name,
-            zeros=1 - count / own.size,
-            encoding=encoding,
-            # The bytes are counted for the first alone.
-            bytes=0 if number else size,
-            dense_bytes=0 if number else _padded(array),
-            floor_bytes=0 if number else floor_bytes(array.size, count, array.itemsize),
-            reason=reason if count < own.size else "",
-        )
-        for number, ((graph, index), own) in enumerate(arrays.items())
-        if encoding != "dense" or (own.ndim > 1 and graph.type(index) in WEIGHT_TYPES)
+    uses = [
+        (graph.name(index), graph.kind(graph.readers[index][0]) if index in graph.readers else "", own)
+        for (graph, index), own in arrays.items()
     ]
+    is_listed = [encoding != "dense" or (own.ndim > 1 and own.dtype.name.upper() in WEIGHT_TYPES) for *_, own in uses]
+    return list(itertools.compress(weights.shared(uses, count, encoding, size, _padded(array), reason), is_listed))
 
 
 def _padded(array):

@@ -1,5 +1,6 @@
 """`export`: convert, encode, compare with Keras, and only then put the file in place."""
 
+import contextlib
 import dataclasses
 import gzip
 import pathlib
@@ -13,7 +14,7 @@ from keras_rda import _keras, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
 from keras_rda.litert import candidates, convert, decode, elsewhere, feeds, signature, verification, xnnpack
 from keras_rda.litert.candidates import ExportError
-from keras_rda.litert.header import write_header
+from keras_rda.litert.header import check_name, header_text
 from keras_rda.litert.latency import in_turns
 from keras_rda.litert.machines import MACHINES, check_machine, here
 from keras_rda.litert.reference import Reference
@@ -136,9 +137,12 @@ def export(
             measured=measured,
             lost=tuple(lost),
         )
-        if header is not None:
-            write_header(header, file.path.read_bytes(), _array_name(header), measured.arena)
-        output.move(file.path, path)
+        with contextlib.nullcontext() if header is None else output.replacing(header) as unfinished:
+            if unfinished is not None:
+                unfinished.write_text(header_text(file.path.read_bytes(), _array_name(header), measured.arena))
+            # When all is written, so that what fails leaves both as they were; before the header, so that a header is
+            # never of a file that is not there.
+            output.move(file.path, path)
     if lost:
         warnings.warn(
             f"Rounded to {quantize}, {'; '.join(lost)} differ from Keras by as much as they vary: constants would be "
@@ -234,8 +238,11 @@ def _check_header(path, machine):
         raise ValueError(f"header is for microcontrollers: it needs machine='micro'; received machine={machine!r}.")
     if path.suffix != ".h":
         raise ValueError(f"header must end in '.h'; received {str(path)!r}.")
+    if path.is_dir():
+        raise ValueError(f"header must name a file; {str(path)!r} is a directory.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
+    check_name(_array_name(path))
 
 
 def _array_name(path):

@@ -216,3 +216,12 @@ class Graph:
 def graphs(model):
     """The `Graph` of each subgraph of a `ModelT`, in order."""
     return [Graph(model, subgraph) for subgraph in model.subgraphs]
+
+
+def holders(subgraphs):
+    """Of `graphs`: dict of buffer → the pairs (`Graph`, tensor) that hold it, as constants of the same content may."""
+    found = {}
+    for graph in subgraphs:
+        for index, tensor in enumerate(graph.tensors):
+            found.setdefault(tensor.buffer, []).append((graph, index))
+    return found

@@ -1,6 +1,5 @@
 """A LiteRT file as the C header that firmware for a microcontroller includes."""
 
-import pathlib
 import re
 
 from keras_rda import output
@@ -17,9 +16,19 @@ _SPELLED = {
     "PostProcess": "Postprocess",
 }
 _LINE = 20  # bytes
+# Of C up to C23 and C++ up to C++20, and `main`, but for those that begin with `_`.
+_WORDS = """
+alignas alignof and and_eq asm auto bitand bitor bool break case catch char char16_t char32_t char8_t class co_await
+co_return co_yield compl concept const const_cast consteval constexpr constinit continue decltype default delete do
+double dynamic_cast else enum explicit export extern false float for friend goto if inline int long main mutable
+namespace new noexcept not not_eq nullptr operator or or_eq private protected public register reinterpret_cast
+requires restrict return short signed sizeof static static_assert static_cast struct switch template this
+thread_local throw true try typedef typeid typename typeof typeof_unqual union unsigned using virtual void volatile
+wchar_t while xor xor_eq
+"""
 
 
-def header(content, name="model", arena=None):
+def header_text(content, name="model", arena=None):
     """The text of a C or C++ header that holds a LiteRT file.
 
     Args:
@@ -30,8 +39,7 @@ def header(content, name="model", arena=None):
     Raises:
         ValueError: the name or that of a custom operator is no identifier of C, or the content is no LiteRT file.
     """
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        raise ValueError(f"header: name must be an identifier of C, such as 'model'; received {name!r}.")
+    check_name(name)
     calls = resolver_calls(flatbuffer.read(content))
     lines = [
         "// A network for TFLite Micro. The file's operators:",
@@ -64,11 +72,13 @@ def header(content, name="model", arena=None):
     return "\n".join(lines) + "\n"
 
 
-def write_header(path, content, name="model", arena=None):
-    """Write `header(content, name, arena)` to a file: beside it first, then in its place."""
-    text = header(content, name, arena)
-    with output.replacing(pathlib.Path(path)) as unfinished:
-        unfinished.write_text(text)
+def check_name(name):
+    """Raise a `ValueError` for what an array cannot be called in C and C++."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _WORDS.split():
+        raise ValueError(
+            "header: the array's name, which is the file's, must be an identifier of C and no word of C or C++, such "
+            f"as 'model'; received {name!r}."
+        )
 
 
 def resolver_calls(model):

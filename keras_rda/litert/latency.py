@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from keras_rda.litert import metadata
-from keras_rda.litert.graph import Graph
+from keras_rda.litert.calls import entries
 from keras_rda.litert.machines import MACHINES, check_machine, here
 from keras_rda.types import Machine, Path
 
@@ -82,7 +81,9 @@ def in_turns(invocations, seconds, progress=None):
 
 def _on(machine, files, models, seconds):
     """`benchmark` on a machine."""
-    jobs = [(path, _random(models[path])) for path in files.values()]
+    jobs = [
+        (path, entry.random(*entry.sizes()[0], 0)) for path in files.values() for entry in entries(models[path])[:1]
+    ]
 
     def times(rounds):
         runs = MACHINES[machine].run(jobs, rounds)
@@ -93,21 +94,6 @@ def _on(machine, files, models, seconds):
 
     first = np.median(times(3), axis=0).sum()
     return _latencies(files, times(int(np.clip(seconds * len(jobs) / max(first, 1e-9), 5, 1000))))
-
-
-def _random(model):
-    """A batch of the size that a file's `ModelT` takes, or of one: dict of input name → array."""
-    graph, random = Graph(model), np.random.default_rng(0)
-    signatures = model.signatureDefs or []
-    names = {entry.tensorIndex: entry.name.decode() for entry in (signatures[0].inputs or [] if signatures else [])}
-    batch = {}
-    for index in map(int, graph.subgraph.inputs):
-        shape = [size or 1 for size in [metadata.batch_size(model), *graph.fixed_shape(index)]][
-            : len(graph.shape(index))
-        ]
-        draw = random.uniform(-1, 1, shape) if graph.type(index) == "FLOAT32" else np.zeros(shape)
-        batch[names.get(index) or graph.name(index)] = draw
-    return batch
 
 
 def _latencies(names, times):

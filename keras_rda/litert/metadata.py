@@ -3,7 +3,8 @@
 import numpy as np
 
 from keras_rda.litert import convert
-from keras_rda.litert.graph import Graph, add_buffer, graphs, schema
+from keras_rda.litert.calls import entries
+from keras_rda.litert.graph import add_buffer, graphs, schema
 
 _METADATA = b"keras_rda.quantize"
 
@@ -39,22 +40,20 @@ def quantization(model):
 
 def output_steps(model):
     """Of a `ModelT`: dict of output name → the step of its int8 values, for outputs that are dequantised at the end."""
-    graph, steps = Graph(model), {}
-    for place in (model.signatureDefs[0].outputs if model.signatureDefs else None) or []:
-        producer = graph.producers.get(place.tensorIndex)
+    entry, steps = entries(model)[0], {}
+    graph = entry.graph
+    for name, index in entry.outputs.items():
+        producer = graph.producers.get(index)
         if producer is None or graph.kind(producer) != "DEQUANTIZE":
             continue
         quantization = graph.tensors[producer.inputs[0]].quantization
         if quantization is not None and quantization.scale is not None:
-            steps[place.name.decode(errors="replace")] = float(max(quantization.scale))
+            steps[name] = float(max(quantization.scale))
     return steps
 
 
 def batch_size(model):
     """The only batch size that a `ModelT` takes; None: any."""
-    graph = model.subgraphs[0]
-    for tensor in (graph.tensors[index] for index in graph.inputs):
-        shape = tensor.shape if tensor.shapeSignature is None else tensor.shapeSignature
-        if shape is not None and len(shape):
-            return int(shape[0]) if shape[0] > 0 else None
-    return None
+    entry = entries(model)[0]
+    sizes = [shape[0] for shape in map(entry.shape, entry.inputs) if shape]
+    return sizes[0] if sizes and sizes[0] > 0 else None

@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_rda.litert import sparse_format
 from keras_rda.litert.graph import WEIGHT_TYPES
-from keras_rda.litert.weights import TensorEncoding, use
+from keras_rda.litert.weights import shared, use
 
 
 def recompress(places):
@@ -45,23 +45,7 @@ def recompress(places):
             graph.model.buffers[graph.tensors[index].buffer].data = stored.view(np.uint8)
             for graph, index in places:
                 graph.tensors[index].sparsity = sparsity
-    floor = sparse_format.floor_bytes(array.size, nonzero, array.itemsize)
-    return [
-        TensorEncoding(
-            name=name,
-            operator=operator,
-            shape=array.shape,
-            dtype=array.dtype.name,
-            zeros=1 - nonzero / array.size,
-            encoding=encoding,
-            # The bytes are counted for the first alone.
-            bytes=0 if number else size,
-            dense_bytes=0 if number else array.nbytes,
-            floor_bytes=0 if number else floor,
-            reason=reason,
-        )
-        for number, (name, operator) in enumerate(use(graph, index) for graph, index in places)
-    ]
+    return shared([(*use(*place), array) for place in places], nonzero, encoding, size, array.nbytes, reason)
 
 
 def _bytes(values, sparsity):

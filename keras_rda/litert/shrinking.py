@@ -7,18 +7,16 @@ import tempfile
 import numpy as np
 
 from keras_rda import output
-from keras_rda.litert import appended, candidates, encode, flatbuffer, metadata, repair, weights, xnnpack
+from keras_rda.litert import appended, candidates, encode, flatbuffer, metadata, repair, routes, weights, xnnpack
 from keras_rda.litert.candidates import ExportError
 from keras_rda.litert.elsewhere import Measured
 from keras_rda.litert.exporting import check_path, gzip_bytes
+from keras_rda.litert.graph import operator_number, schema
 from keras_rda.litert.latency import in_turns
 from keras_rda.litert.machines import check_machine, here
 from keras_rda.litert.original import Original
 from keras_rda.litert.report import ExportReport
 from keras_rda.types import Data, Machine, Path
-
-# Of `encode`: those that leave the arithmetic as it is, where they can.
-_STRATEGIES = ("same arithmetic", "float32 values")
 
 
 def shrink(source: Path, target: Path, machine: Machine | None = None, data: Data | None = None) -> ExportReport:
@@ -34,7 +32,8 @@ def shrink(source: Path, target: Path, machine: Machine | None = None, data: Dat
         source: The file.
         target: Where to write the smaller one, ending in `.tflite`; its directory must exist. What is there before
             stays until then.
-        machine: `"aarch64"` or `"wasm"`: run both files there too; see `export`.
+        machine: `"aarch64"` or `"wasm"`: run both files there too, on the same inputs, and time them on the first; see
+            `export`.
         data: Typical inputs: an array, or a dict of input name → array, with the samples first; or an iterable of such,
             of which the first is used.
 
@@ -59,15 +58,14 @@ def shrink(source: Path, target: Path, machine: Machine | None = None, data: Dat
     if target.exists() and target.samefile(source):
         raise ValueError(f"The source {str(source)!r} is the target: name another file.")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as directory:
-        files = sorted(make(model, content, pathlib.Path(directory), machine), key=lambda file: file.candidate.bytes)
-        worthy = [file for file in files if file.candidate.bytes < len(content) or file.candidate.notes]
-        if not worthy:
+        files = [candidates.write(pathlib.Path(directory), *smaller) for smaller in make(model, content, machine)]
+        if not files:
             raise ValueError(
                 f"{str(source)!r} cannot be made smaller and nothing was written: its zeros are too few, or take the "
                 "fewest bytes already. Use it as it is."
             )
         original = Original(source, model, data)
-        file, ratio = _choose(source, target, worthy, original, machine)
+        file, ratio = _choose(source, target, files, original, machine)
         tensors = [tensor for tensor in file.tensors if tensor.dense_bytes]
         entries = [int(np.prod(tensor.shape)) for tensor in tensors]
         report = ExportReport(
@@ -91,13 +89,17 @@ def shrink(source: Path, target: Path, machine: Machine | None = None, data: Dat
     return report
 
 
-def make(model, content, directory, machine=None):
-    """Every way to write a file that was checked, a `ModelT` and its content, smaller: a list of `File`."""
+def make(model, content, machine=None):
+    """Every way to write a file that was checked, a `ModelT` and its content, smaller or mended, the smallest first.
+
+    Returns:
+        A list of tuples, the arguments of `candidates.write` after the first.
+    """
     body, archive = appended.split(content, model)
     if model.buffers[0].data is not None and len(model.buffers[0].data):
         raise ValueError("The file's first buffer, which has to be empty, holds data: it cannot be rewritten.")
-    files, written = [], set()
-    for strategy in _STRATEGIES:
+    made, dequantizes = {}, schema().BuiltinOperator.DEQUANTIZE in map(operator_number, model.operatorCodes)
+    for strategy in routes.UNCHANGED[: 1 + dequantizes]:  # they differ in what is dequantised only
         try:
             sparse, tensors = encode.encode(model, strategy)
             kernels, notes = repair.mend(sparse, machine)
@@ -105,18 +107,15 @@ def make(model, content, directory, machine=None):
         except (AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
             raise ValueError(f"The LiteRT file's operators are damaged: {error!r}.") from error
         smaller = appended.join(flatbuffer.pack(sparse), archive, len(body))
-        if smaller not in written:
-            written.add(smaller)
-            name = "sparse" if strategy == _STRATEGIES[0] else f"sparse, {strategy}"
-            tensors = weights.in_order(tensors, work)
-            files.append(candidates.write(directory, name, smaller, notes, sparse, tensors, kernels))
-    return files
+        if len(smaller) < len(content) or notes:
+            name = strategy.replace("same arithmetic", "sparse")
+            made.setdefault(smaller, (name, smaller, notes, sparse, weights.in_order(tensors, work), kernels))
+    return sorted(made.values(), key=lambda arguments: len(arguments[1]))
 
 
 def gain(model, content):
-    """The bytes of what `shrink` would try, with the same arithmetic, of a file that was checked; see `make`."""
-    with tempfile.TemporaryDirectory() as directory:
-        return make(model, content, pathlib.Path(directory))[0].candidate.bytes
+    """The bytes of what `shrink` would try first of a file that was checked, see `make`; None if there is nothing."""
+    return next((len(smaller) for _, smaller, *_ in make(model, content)), None)
 
 
 def _choose(source, target, files, original, machine):

@@ -73,6 +73,31 @@ def stored(model):
     return in_order(rows, multiply_adds(model))
 
 
+def shared(uses, nonzero, encoding, size, dense_bytes, reason):
+    """`TensorEncoding`s of tensors that share a buffer, whose bytes are counted for the first alone.
+
+    Args:
+        uses: Triples (name, operator, array) of them.
+        nonzero: How many entries of each are not zero.
+        encoding, size, dense_bytes, reason: How the buffer is stored, its bytes, what they are dense, and why it is.
+    """
+    first = uses[0][2]
+    counted = (size, dense_bytes, sparse_format.floor_bytes(first.size, nonzero, first.itemsize))
+    return [
+        TensorEncoding(
+            name,
+            operator,
+            array.shape,
+            array.dtype.name,
+            1 - nonzero / array.size,
+            encoding,
+            *((0, 0, 0) if number else counted),
+            reason if nonzero < array.size else "",
+        )
+        for number, (name, operator, array) in enumerate(uses)
+    ]
+
+
 def use(graph, index):
     """The name of a constant and the operator that computes with it, behind DENSIFY and DEQUANTIZE."""
     name = graph.name(index)

@@ -56,7 +56,7 @@ def check_runs(path, model):
             f"The file {str(path)!r} has constants that only TFLite Micro decodes: machine='micro' runs it."
         )
     if model.signatureDefs:
-        interface.of(path, model)
+        interface.of(model)
 
 
 def interpreter(path, delegates=True):

@@ -1,8 +1,10 @@
 """The names by which a LiteRT file is called, wherever it runs."""
 
+from keras_rda.litert.calls import different
 
-def of(path, model):
-    """What a call of the file at `path`, a `ModelT`, runs, takes and gives.
+
+def of(model):
+    """What a call of a file, a `ModelT`, runs, takes and gives.
 
     Returns:
         The number of the subgraph that runs, a dict of input name → tensor, in that graph's order, and one of its
@@ -20,15 +22,7 @@ def of(path, model):
         gives = [(_text(entry.name), entry.tensorIndex) for entry in signature.outputs or []]
     else:
         gives = [(_text(graph.tensors[index].name), index) for index in map(int, graph.outputs)]
-    for what, pairs in (("input", takes), ("output", gives)):
-        names = [name for name, _ in pairs]
-        if again := {name for name in names if names.count(name) > 1}:
-            # Who fills them by name fills one; runtimes compute with whatever is in the memory of the other.
-            raise ValueError(
-                f"The file {str(path)!r} has several {what}s named '{min(again)}', so that they cannot be told apart: "
-                f"rename them where the file is made, every {what} needs a name of its own."
-            )
-    return number, dict(takes), dict(gives)
+    return number, different("input", takes), different("output", gives)
 
 
 def arrays(takes, inputs):

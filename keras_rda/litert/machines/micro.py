@@ -55,7 +55,7 @@ def run(jobs, repeats=0, timeout=600, arena=None):
 
 def _write(directory, number, path, inputs):
     model = flatbuffer.read(path)
-    subgraph, takes, gives = interface.of(path, model)
+    subgraph, takes, gives = interface.of(model)
     if subgraph:
         raise ValueError(f"the signature runs the subgraph {subgraph}, and TFLite Micro runs the first one only")
     # The order of `takes` is that of the file.

@@ -133,7 +133,7 @@ def _run_process(directory, timeout, command):
 
 
 def _write(directory, number, path, inputs):
-    _, takes, _ = interface.of(path, flatbuffer.read(path))
+    _, takes, _ = interface.of(flatbuffer.read(path))
     return save(directory, number, path, interface.arrays(takes, inputs))
 
 

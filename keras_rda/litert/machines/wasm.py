@@ -119,7 +119,7 @@ def _prepare(path, inputs):
     Raises a `ValueError` for what LiteRT.js would refuse without saying why, or not refuse.
     """
     model = flatbuffer.read(path)
-    subgraph, takes, gives = interface.of(path, model)
+    subgraph, takes, gives = interface.of(model)
     graph = model.subgraphs[subgraph]
     shapes, arrays, calls = [], [], set()
     for name, given in interface.arrays(takes, inputs).items():
