@@ -1,4 +1,4 @@
-"""`keras-rda`: inspect, compress, export, verify and benchmark models from the command line."""
+"""`keras-rda`: inspect, compress, export, shrink, verify and benchmark models from the command line."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ from rich.table import Table
 
 import keras_rda
 from keras_rda import isolation, metrics, output
-from keras_rda.litert import convert, flatbuffer, report, weights
+from keras_rda.litert import convert, decode, flatbuffer, report, shrinking
 from keras_rda.litert.machines import MACHINES
 
 _file = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
@@ -62,14 +62,24 @@ def main():
 @click.argument("file", type=_file)
 @_json_option
 def inspect(file, as_json):
-    """Show the zeros (σ) and bytes of every weight of a .keras or .tflite FILE."""
+    """Show the zeros (σ) and bytes of every weight of a .keras or .tflite FILE, and what `shrink` would make of it."""
     if file.suffix == ".tflite":
-        tensors = weights.stored(flatbuffer.read(file))
-        _show(
-            report.tensor_table(tensors, "operators left out"),
-            [dataclasses.asdict(tensor) for tensor in tensors],
-            as_json,
-        )
+        model, content = flatbuffer.read(file), file.read_bytes()
+        tensors = decode.stored(model)
+        try:
+            smaller, why_not = shrinking.gain(model, content), ""
+        except ValueError as error:
+            smaller, why_not = None, output.one_line(error)
+        data = {
+            "bytes": len(content),
+            "bytes_of_shrink": smaller,
+            "why_not": why_not,
+            "tensors": [dataclasses.asdict(tensor) for tensor in tensors],
+        }
+        _show(report.tensor_table(tensors, "operators left out"), data, as_json)
+        if not as_json:
+            would = f"shrink would write {smaller:,}" if smaller else "shrink would not make it smaller"
+            print(f"{len(content):,} bytes; {f'shrink would refuse it: {why_not}' if why_not else would}")
     else:
         summary = metrics.summarize(_load(file).weights)
         _show(summary, [{**dataclasses.asdict(row), "sparsity": row.sparsity} for row in summary.rows], as_json)
@@ -79,14 +89,21 @@ def inspect(file, as_json):
 @click.argument("source", metavar="IN", type=_file)
 @click.argument("target", metavar="OUT", type=_new_file)
 @click.option("--fold-batch-norm", is_flag=True, help="Multiply batch normalisation into the layers before it.")
+@click.option(
+    "--multiple-of",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Keep numbers of channels at multiples of this; 8 for browsers.",
+)
 @_json_option
-def compress(source, target, fold_batch_norm, as_json):
+def compress(source, target, fold_batch_norm, multiple_of, as_json):
     """Remove dead channels from IN (.keras) and save the smaller model, with the same outputs, as OUT (.keras)."""
     if target.suffix != ".keras":
         raise click.BadParameter(f"must end in '.keras'; received '{target}'.", param_hint="OUT")
     _check_folder(target)
     with _working(f"Compressing {source.name}"):
-        smaller, result = keras_rda.compress(_load(source), fold_batch_norm=fold_batch_norm, report=True)
+        smaller, result = keras_rda.compress(_load(source), fold_batch_norm, report=True, multiple_of=multiple_of)
         with output.replacing(target) as unfinished:
             smaller.save(unfinished)
     _show(result, result.to_dict(), as_json)
@@ -98,15 +115,39 @@ def compress(source, target, fold_batch_norm, as_json):
 @click.option("--quantize", type=click.Choice(convert.QUANTIZATIONS[1:]), help="Weights (int8: all) in fewer bits.")
 @_data_option
 @_machine_option
+@click.option("--batch-size", type=click.IntRange(1), help="The only one that the file takes (wasm, micro: 1).")
+@click.option("--dense", is_flag=True, help="Remove channels, but encode no zeros: for what lacks DENSIFY.")
+@click.option("--header", type=_new_file, help="With --machine micro: also write the file as a C array (.h).")
 @click.option("--html", type=_new_file, help="Also write the report as a page.")
 @_json_option
-def export(source, target, quantize, representative_data, machine, html, as_json):
-    """Write IN (.keras) as the smallest LiteRT file that was verified."""
+def export(source, target, quantize, representative_data, machine, batch_size, dense, header, html, as_json):
+    """Write IN (.keras) as the smallest LiteRT file that was verified; --machine micro: one for TFLite Micro."""
     if html is not None:
         _check_folder(html)
     data = None if representative_data is None else _arrays(representative_data)
     with _working(f"Exporting {source.name}"):
-        result = keras_rda.export(_load(source), target, quantize, data, machine)
+        result = keras_rda.export(_load(source), target, quantize, data, machine, batch_size, not dense, header)
+    if html is not None:
+        result.to_html(html)
+    _show(result, result.to_dict(), as_json)
+
+
+@main.command(short_help="Write a .tflite, whoever made it, smaller.")
+@click.argument("source", metavar="IN.tflite", type=_file)
+@click.argument("target", metavar="OUT.tflite", type=_new_file)
+@_data_option
+@click.option(
+    "--machine", type=click.Choice([name for name in MACHINES if name != "micro"]), help="Run both files there too."
+)
+@click.option("--html", type=_new_file, help="Also write the report as a page.")
+@_json_option
+def shrink(source, target, representative_data, machine, html, as_json):
+    """Write IN.tflite, whoever made it, smaller: the same outputs, its zeros encoded."""
+    if html is not None:
+        _check_folder(html)
+    data = None if representative_data is None else _arrays(representative_data)
+    with _working(f"Shrinking {source.name}"):
+        result = keras_rda.litert.shrink(source, target, machine, data)
     if html is not None:
         result.to_html(html)
     _show(result, result.to_dict(), as_json)
@@ -137,11 +178,12 @@ def verify_command(model, file, representative_data, machine, as_json):
 @click.option(
     "--seconds", default=2.0, show_default=True, type=click.FloatRange(min=0, min_open=True), help="For each file."
 )
+@click.option("--machine", type=click.Choice(MACHINES), help="Run them there instead of here.")
 @_json_option
-def benchmark(files, seconds, as_json):
+def benchmark(files, seconds, machine, as_json):
     """Time LiteRT FILES in turns: median and quartiles of one invocation."""
     with _working("Measuring") as progress:
-        latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress)
+        latencies = keras_rda.litert.benchmark({str(file): file for file in files}, seconds, progress, machine)
     table = output.table("file")
     for name in ("median, ms", "quartiles, ms", "relative", "rounds"):
         table.add_column(name, justify="right")

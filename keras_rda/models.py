@@ -109,6 +109,30 @@ def _convolution(x, filters, size, strides=1):
     return keras.layers.BatchNormalization(momentum=0.9)(convolution(x))
 
 
+def DSCNN(input_shape: Shape = (49, 10, 1), classes: int = 12, width: int = 64) -> keras.Model:
+    """The depthwise-separable network for spoken keywords on microcontrollers; 24 k parameters.
+
+    Args:
+        input_shape: `(frames, coefficients, 1)` of a sound: one second's 49 windows, 10 cepstral coefficients each.
+        classes: Number of classes.
+        width: Filters of each layer.
+
+    Returns:
+        A `keras.Model` from sounds to logits (batch, classes), without softmax.
+
+    Reference: Zhang et al., 2017, Hello Edge: Keyword Spotting on Microcontrollers.
+    """
+    layers = keras.layers
+    sounds = keras.Input(input_shape)
+    x = layers.ReLU()(_convolution(sounds, width, (10, 4), strides=2))
+    for _ in range(4):
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.ReLU()(_convolution(x, width, 1))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(sounds, _logits(x, classes), name="ds_cnn")
+
+
 def MobileNetV1(input_shape: Shape = (224, 224, 3), alpha: float = 1.0, classes: int = 1000) -> keras.Model:
     """MobileNet, version 1, padded so that XNNPACK's sparse kernels run it: zeros make it faster on Arm.
 

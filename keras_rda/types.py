@@ -11,5 +11,5 @@ Path: TypeAlias = str | os.PathLike[str]
 Schedulable: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 Rate: TypeAlias = Schedulable | Callable[[], float]
 Quantization: TypeAlias = Literal["float16", "dynamic", "int8"]
-Machine: TypeAlias = Literal["aarch64"]
+Machine: TypeAlias = Literal["aarch64", "wasm", "micro"]
 Data: TypeAlias = np.ndarray | Mapping[str, np.ndarray] | Iterable

@@ -131,6 +131,10 @@ def test_failed_set_up_leaves_nothing_and_says_why(x86, tmp_path, monkeypatch):
 def test_a_ready_folder_is_left_alone(x86):
     x86.mkdir()
     (x86 / "versions.txt").write_text("LiteRT 1, Python 2")
+    with pytest.raises(RuntimeError, match=r"holds something else|there is no (apt-get|dpkg)"):  # a file of the user's
+        aarch64.set_up()
+    assert not aarch64.is_ready()
+    (x86 / "qemu-aarch64-static").touch()
     lines = []
     aarch64.set_up(log=lines.append)
     assert lines == [f"{x86} is ready: LiteRT 1, Python 2"]

@@ -18,7 +18,7 @@ layers = keras.layers
 pytestmark = [
     pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 
 
@@ -62,15 +62,18 @@ def test_from_model_to_verified_file(folder):
     rows = json.loads(run("inspect", "model.keras", "--json"))
     assert rows[0]["sparsity"] == 0.5
     assert "32 → 16" in run("compress", "model.keras", "small.keras")
+    assert "32 → 24" in run("compress", "model.keras", "dozens.keras", "--multiple-of", "12")
+    assert "0 is not in the range" in run("compress", "model.keras", "x.keras", "--multiple-of", "0", code=2)
     assert "relu" not in run("compress", "model.keras", "folded.keras", "--fold-batch-norm")
     plain = json.loads(run("export", "small.keras", "small.tflite", "--json", "--html", "report.html"))
     assert plain["bytes"] == (folder / "small.tflite").stat().st_size
     assert "<!doctype html>" in (folder / "report.html").read_text()
-    tensors = json.loads(run("inspect", "small.tflite", "--json"))
+    tensors = json.loads(run("inspect", "small.tflite", "--json"))["tensors"]
     assert [tensor["operator"] for tensor in tensors] == ["CONV_2D", "FULLY_CONNECTED"]
-    head, *_, last = run("inspect", "small.tflite").splitlines()
+    head, *_, last, gain = run("inspect", "small.tflite").splitlines()
     assert head.split()[0] == "tensor"  # names of the file's own
     assert last.rstrip().endswith("operators left out")
+    assert gain == f"{plain['bytes']:,} bytes; shrink would not make it smaller"
     assert run("verify", "model.keras", "small.tflite").count("passed") == 2
     checks = json.loads(run("verify", "model.keras", "small.tflite", "--json"))
     assert [check["passed"] for check in checks] == [True, True]
@@ -80,7 +83,7 @@ def test_from_model_to_verified_file(folder):
     (latency,) = json.loads(run("benchmark", "small.tflite", "--seconds", "0.05", "--json"))
     assert 0 < latency["lower"] <= latency["median"] <= latency["upper"]
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("folded.keras", "model.keras", "other.tflite", "report.html", "small.keras", "small.tflite")
+        *("dozens.keras", "folded.keras", "model.keras", "other.tflite", "report.html", "small.keras", "small.tflite")
     ]
 
 
@@ -94,7 +97,7 @@ def test_quantized_with_representative_data(folder):
     assert "needs representative_data" in run("export", "model.keras", "x.tflite", "--quantize", "int8", code=1)
 
 
-@pytest.mark.parametrize("command", ["", "inspect", "compress", "export", "verify", "benchmark"])
+@pytest.mark.parametrize("command", ["", "inspect", "compress", "export", "shrink", "verify", "benchmark"])
 def test_help(command):
     text = run(*command.split(), "--help")
     assert "Usage:" in text
@@ -132,10 +135,12 @@ def test_damaged_models_end_in_one_line(folder, command, name):
     assert not list(folder.glob("out.*"))
 
 
-@pytest.mark.parametrize("command", ["inspect", "benchmark", "verify model.keras"])
+@pytest.mark.parametrize(
+    "command", ["inspect FILE", "benchmark FILE", "verify model.keras FILE", "shrink FILE x.tflite"]
+)
 def test_damaged_files_end_in_one_line(folder, command):
     (folder / "text.tflite").write_text("no model at all")
-    message = run(*command.split(), "text.tflite", code=1)
+    message = run(*command.replace("FILE", "text.tflite").split(), code=1)
     assert message == "Error: The file 'text.tflite' is not a LiteRT model: the identifier 'TFL3' is missing.\n"
 
 

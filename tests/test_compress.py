@@ -217,6 +217,19 @@ def test_random_graphs_keep_their_outputs(data, fold):
         np.testing.assert_array_equal(before, after)
 
 
+@settings(max_examples=settings.default.max_examples if BACKEND == "tensorflow" else 3)
+@given(data=st.data(), multiple_of=st.sampled_from([2, 3, 8]), fold=st.booleans())
+def test_random_graphs_keep_multiples(data, multiple_of, fold):
+    model = random_model(data.draw)
+    smaller, report = keras_rda.compress(model, fold, report=True, multiple_of=multiple_of)
+    assert_same_outputs(model, smaller)
+    for before, after in (row.channels for row in report.rows if row.channels is not None):
+        assert after == before or (after < before and after % multiple_of == 0)
+    again, second = keras_rda.compress(smaller, fold, report=True, multiple_of=multiple_of)
+    assert all(row.channels is None or len(set(row.channels)) == 1 for row in second.rows)
+    assert again.count_params() == smaller.count_params()  # a fixed point
+
+
 # --- one promise after the other -------------------------------------------------------------------------------------
 
 
@@ -347,6 +360,84 @@ def test_groups_stay_equal():
     cut, _, _ = channels(model)
     assert cut["a"] == (6, 4)
     assert cut["grouped"] == (4, 2)
+
+
+def test_numbers_of_channels_are_kept_at_multiples():
+    """11 of 24 channels are alive, and 5 stay as placeholders; of 12, 9 are, and the next multiple is more than 12."""
+    model = chain(
+        layers.Conv2D(24, 3, use_bias=False, name="a"),
+        layers.BatchNormalization(name="bn"),
+        layers.ReLU(),
+        layers.Conv2D(12, 3, use_bias=False, name="b"),
+        layers.Flatten(),
+        layers.Dense(3, name="c"),
+    )
+    kill(model.get_layer("a"), range(1, 24, 2))
+    kill(model.get_layer("a"), [0])
+    kill(model.get_layer("b"), [0, 5, 7])
+    smaller, report = keras_rda.compress(model, report=True, multiple_of=8)
+    assert_same_outputs(model, smaller)
+    assert {row.name: row.channels for row in report.rows} == {
+        "a": (24, 16),
+        "bn": (24, 16),
+        "b": (12, 12),
+        "c": (3, 3),
+    }
+    assert [row.placeholders for row in report.rows] == [5, 5, 3, 0]
+    assert report.rows[0].reasons == ("their number must be a multiple of 8",)
+    kernel = keras.ops.convert_to_numpy(smaller.get_layer("a").kernel)
+    assert np.count_nonzero(kernel.any(axis=(0, 1, 2))) == 11
+    kernel = keras.ops.convert_to_numpy(smaller.get_layer("b").kernel)
+    assert np.count_nonzero(kernel.any(axis=(0, 1, 3))) == 11  # nobody reads the placeholders
+    assert report.notes == (
+        "Numbers of channels are multiples of 8, or as before. Placeholders, weights of zero that nobody reads: 13.",
+    )
+    assert report.to_dict()["layers"][0]["placeholders"] == 5
+    again = keras_rda.compress(smaller, report=True, multiple_of=8)[1]
+    assert "Nothing could be removed." in str(again)
+    assert keras_rda.compress(smaller).count_params() == keras_rda.compress(model).count_params()
+
+
+def test_multiples_through_groups_ties_and_concatenation():
+    inputs = keras.Input((6, 6, 3))
+    a = layers.Conv2D(16, 3, name="a", use_bias=False)(inputs)
+    b = layers.Conv2D(16, 3, name="b", use_bias=False)(inputs)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depthwise", use_bias=False)(layers.Add()([a, b]))
+    grouped = layers.Conv2D(16, 1, groups=4, name="grouped", use_bias=False)(x)
+    joined = layers.Concatenate()([x, grouped])
+    model = keras.Model(inputs, layers.Dense(2, name="c")(layers.Flatten()(joined)))
+    kill(model.get_layer("a"), range(5, 16))
+    kill(model.get_layer("b"), range(5, 16))
+    kill(model.get_layer("grouped"), range(1, 16))
+    smaller, report = keras_rda.compress(model, report=True, multiple_of=4)
+    assert_same_outputs(model, smaller)
+    cut = {row.name: row.channels[1] for row in report.rows}
+    assert cut == {"a": 8, "b": 8, "depthwise": 16, "grouped": 4, "c": 2}
+    assert (
+        smaller.get_layer("grouped").groups == 2
+    )  # each of 2 channels; one alone would read a quarter of the channels
+    assert smaller.get_layer("c").kernel.shape[0] == 2 * 2 * 20
+
+
+@pytest.mark.parametrize(("multiple_of", "heads"), [(1, 1), (2, 2), (3, 1), (6, 2), (8, 4)])
+def test_multiples_of_heads_times_their_units(multiple_of, heads):
+    model = randomise(transformer(), np.random.default_rng(0))
+    attention = model.get_layer("attention")  # 4 heads of 3 units
+    arrays = attention.get_weights()
+    arrays[6][1:] = 0
+    attention.set_weights(arrays)
+    smaller = keras_rda.compress(model, multiple_of=multiple_of)
+    assert_same_outputs(model, smaller)
+    assert smaller.get_layer("attention").num_heads == heads
+
+
+@pytest.mark.parametrize("multiple_of", [0, -1, 1.5, True, "8", None])
+def test_multiples_of_what_is_no_positive_integer_are_refused(multiple_of):
+    model = chain(layers.Dense(2), shape=(3,))
+    with pytest.raises(
+        ValueError, match=f"multiple_of must be a positive integer, such as 8; received {multiple_of!r}"
+    ):
+        keras_rda.compress(model, multiple_of=multiple_of)
 
 
 def test_shared_layers_are_cut_alike():
@@ -515,6 +606,30 @@ def test_placeholders_stay_finite():
     model = keras.Model(inputs, layers.Dense(2, kernel_initializer="zeros")(layers.Concatenate()([quotient, root])))
     model.get_layer("c").bias.assign(np.full(4, 9.0))
     assert channels(model)[0]["a"] == (4, 1)
+
+
+@pytest.mark.parametrize("as_layer", [True, False])
+@pytest.mark.parametrize(("multiple_of", "filters"), [(1, 5), (4, 8)])
+def test_placeholders_behind_a_function_of_ones_own_stay_finite(as_layer, multiple_of, filters):
+    """Seven of twelve filters are unread. A placeholder of zeros would come out of the function as −∞, and −∞ · 0."""
+
+    def function(x):
+        return keras.ops.log(x + 1e-3) - 1 / x
+
+    stack = [layers.Activation(function)] if as_layer else []
+    first = layers.Conv2D(12, 1, activation=None if as_layer else function, name="a")
+    model = chain(first, *stack, layers.Conv2D(3, 1, name="b"))
+    for weight in first.weights:
+        weight.assign(keras.ops.abs(weight) + 0.1)
+    kernel = np.array(keras.ops.convert_to_numpy(model.get_layer("b").kernel))
+    kernel[:, :, 5:] = 0
+    model.get_layer("b").kernel.assign(kernel)
+    smaller = keras_rda.compress(model, multiple_of=multiple_of)
+    x = np.random.default_rng(0).random((2, 6, 6, 3), "float32")
+    outputs = smaller.predict(x, verbose=0)
+    assert np.isfinite(outputs).all()
+    np.testing.assert_allclose(outputs, model.predict(x, verbose=0), rtol=1e-5)
+    assert smaller.get_layer("a").filters == filters
 
 
 def test_a_layer_with_one_call_that_is_a_wall_stays_whole():

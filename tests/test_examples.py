@@ -17,6 +17,7 @@ import pytest
 from helpers import BACKEND, PREPARED, small_network
 
 import keras_rda
+from keras_rda.litert.machines import micro
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -99,6 +100,19 @@ def test_phone(tmp_path):
     assert all(float(top1) > 80 for *_, top1 in rows)
     for name, size in sizes.items():
         assert (tmp_path / f"digits-{'float32' if name == 'None' else name}.tflite").stat().st_size == size
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
+@pytest.mark.skipif(not micro.is_ready(), reason="no TFLite Micro: pip install 'keras_rda[micro]'")
+def test_microcontroller(tmp_path):
+    output = run("microcontroller.py", "--epochs", 8, "--width", 32, "--sparsity", 0.5, "--output", tmp_path).stdout
+    rows = re.findall(r"│ ([\w ]+?) +│ +([\d,]+) │ +([\d,]+) │ +([\d.]+) │ +([\d.]*) │", output)
+    sizes = {name: int(size.replace(",", "")) for name, size, *_ in rows}
+    assert list(sizes) == ["dense", "channels removed", "zeros left out"]
+    assert sizes["dense"] >= sizes["channels removed"] > sizes["zeros left out"]
+    assert sizes["zeros left out"] == (tmp_path / "digits-ds-cnn.tflite").stat().st_size
+    assert all(float(top1) > 80 for *_, top1 in rows[1:])
+    assert f"digits_ds_cnn_len = {sizes['zeros left out']};" in (tmp_path / "digits_ds_cnn.h").read_text()
 
 
 @pytest.mark.every  # a minute of XLA's; test_export.py has MobileNet by default

@@ -15,7 +15,7 @@ from keras_rda.litert import aarch64, convert, encode, flatbuffer, verification
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 
 
@@ -61,12 +61,12 @@ def test_several_inputs_and_outputs(tmp_path, names):
     assert keras_rda.export(loaded, tmp_path / "model.tflite").max_difference <= 1e-5
 
 
-def spoiled(model, quantize=None, samples=None):
+def spoiled(model, *arguments):
     """A converter that converts a model with one other bias."""
     other = keras.models.clone_model(model)
     other.set_weights(model.get_weights())
     other.layers[-1].bias.assign_add(keras.ops.ones(other.layers[-1].bias.shape) * 0.01)
-    return original_convert(other, quantize, samples)
+    return original_convert(other, *arguments)
 
 
 original_convert, original_encode = convert.convert, encode.encode
@@ -193,7 +193,7 @@ def test_representative_data_is_needed_and_checked(tmp_path):
         ValueError, match=r"quantize must be one of None, 'float16', 'dynamic', 'int8'; received 'int4'"
     ):
         keras_rda.export(model, path, "int4")
-    with pytest.raises(ValueError, match=r"machine must be one of 'aarch64'; received 'mips'"):
+    with pytest.raises(ValueError, match=r"machine must be one of 'aarch64', 'wasm', 'micro'; received 'mips'"):
         keras_rda.export(model, path, machine="mips")
     assert not list(tmp_path.iterdir())
 
@@ -281,7 +281,7 @@ def test_export_verified_on_aarch64(tmp_path):
     report = keras_rda.export(sparsify(wide_network()), tmp_path / "model.tflite", machine="aarch64")
     assert [check.runtime for check in report.chosen.checks] == ["default delegate", "no delegates", "aarch64"]
     assert report.chosen.passed
-    assert report.emulated_ratio > 0
+    assert report.measured.ratio > 0
     assert "aarch64, dense : this" in str(report)
 
 

@@ -24,13 +24,13 @@ from helpers import BACKEND, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli
-from keras_rda.litert import flatbuffer, metadata, weights, xnnpack
+from keras_rda.litert import decode, flatbuffer, metadata, shrinking, xnnpack
 from keras_rda.litert import graph as litert_graph
 from keras_rda.output import one_line
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, so that each needs no imports"),
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 litert = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
 BATCH = 50  # damaged models that one process reads
@@ -135,6 +135,8 @@ def files(tmp_path_factory):
         keras_rda.export(model, folder / "sparse.tflite")
         keras_rda.export(model, folder / "int8.tflite", quantize="int8", representative_data=data)
         model.export(str(folder / "dense.tflite"), format="litert", verbose=False)
+        decoded, _ = decode.encode(flatbuffer.read(folder / "dense.tflite"))
+        (folder / "micro.tflite").write_bytes(flatbuffer.pack(decoded))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -144,10 +146,11 @@ def files(tmp_path_factory):
 def look_into(content):
     """All that the package reads out of a LiteRT file without running it."""
     model = flatbuffer.read(content)
-    weights.stored(model)
+    decode.stored(model)
     xnnpack.analyze(model)
     metadata.quantization(model)
     metadata.output_steps(model)
+    shrinking.gain(model, content)
 
 
 @litert
@@ -251,7 +254,10 @@ def commands(folder, jobs, report):
 
 
 @litert
-@pytest.mark.parametrize("command", ["inspect FILE", "benchmark FILE --seconds 0.001", "verify model.keras FILE"])
+@pytest.mark.parametrize(
+    "command",
+    ["inspect FILE", "benchmark FILE --seconds 0.001", "verify model.keras FILE", "shrink FILE smaller.tflite"],
+)
 def test_commands_survive_damaged_litert_files(run, files, tmp_path, pytestconfig, command):
     names = [name for name in files if name.endswith(".tflite")]
     (tmp_path / "model.keras").write_bytes(files["model.keras"])

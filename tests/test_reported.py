@@ -16,7 +16,7 @@ from keras_rda.litert.machines import here
 pytestmark = [
     pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
-    pytest.mark.usefixtures("runs_on_aarch64"),
+    pytest.mark.usefixtures("runs_on_aarch64", "runs_compiled"),
 ]
 layers = keras.layers
 PRECISIONS = (None, "float16", "dynamic", "int8")

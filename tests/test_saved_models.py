@@ -10,7 +10,8 @@ import pytest
 from helpers import BACKEND
 
 import keras_rda
-from keras_rda.litert import flatbuffer, weights
+from keras_rda.litert import decode, flatbuffer
+from keras_rda.litert.machines import micro
 
 FOLDER = pathlib.Path(__file__).parents[1] / "saved_models"
 ROW = r"\| `([\w.-]+)` \| `[^`]+` \| \w+ \| \d+ \| ([\d.]+) \| ([\d.]+) \| ([\d,]+) \| `(\w+)` \|"
@@ -34,12 +35,16 @@ def test_saved_model(name, top1, sigma, size, sha256):
     model = keras.models.load_model(file.with_suffix(".keras"))
     kernels_sigma = keras_rda.sparsity(model, kernels_only=True)
     if file.suffix == ".tflite":
-        tensors = weights.stored(flatbuffer.read(file))
+        tensors = decode.stored(flatbuffer.read(file))
         sizes = [np.prod(tensor.shape) for tensor in tensors]
         kernels_sigma = np.average([tensor.zeros for tensor in tensors], weights=sizes)
     assert kernels_sigma == pytest.approx(float(sigma), abs=5e-5)
     if file.suffix == ".keras":
         logits = model.predict(x, batch_size=360, verbose=0)
+    elif decode.is_decoded(flatbuffer.read(file)):
+        if not micro.is_ready():
+            pytest.skip("no TFLite Micro: pip install 'keras_rda[micro]'")
+        logits = micro.run([(file, x)])[0].outputs["output_0"]
     elif BACKEND == "tensorflow":
         logits = np.concatenate([keras_rda.litert.predict(file, part)["output_0"] for part in np.split(x, 2)])
     else:

@@ -10,6 +10,7 @@ from helpers import BACKEND, needs_emulation
 
 import keras_rda
 from keras_rda.litert import aarch64, encode, flatbuffer, repair, xnnpack
+from keras_rda.litert.layer_names import shortened
 from keras_rda.litert.machines.aarch64_set_up import small_file
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
@@ -164,6 +165,89 @@ def test_integer_weights_have_no_sparse_kernels(tmp_path):
     found = xnnpack.sparse_kernels(tmp_path / "m.tflite")
     assert not found.eligible
     assert any("computes with INT8, must be floating point" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 3, 4, 7, 16])
+@pytest.mark.parametrize(("share", "together"), [(0.1, 1), (0.5, 1), (0.1, 4), (0.3, 2), (0.8, 1), (0.95, 1), (0, 1)])
+def test_blocks_of_output_channels_as_xnnpack_counts_them(outputs, share, together):
+    """Its counts: in fours, then in what is left in twos; its conditions `5 n ≥ 18 blocks` and `5 n ≥ 9 blocks`."""
+    random = np.random.default_rng(0)
+    mask = np.repeat(random.random((-(-outputs // together), 50)) < share, together, axis=0)[:outputs]
+    fours, twos = outputs // 4 * 4, outputs // 2 * 2
+    values, blocks2, blocks4 = 0, 0, 0
+    for row in range(0, fours, 4):
+        for a, b, c, d in mask[row : row + 4].T.astype(int):
+            values += a + b + c + d
+            blocks2 += (a | b) + (c | d)
+            blocks4 += a | b | c | d
+    values4 = values
+    for row in range(fours, twos, 2):
+        for a, b in mask[row : row + 2].T.astype(int):
+            values += a + b
+            blocks2 += a | b
+    expected = 4 if values4 * 5 >= blocks4 * 18 else 2 if values * 5 >= blocks2 * 9 else 1
+    assert xnnpack._block(mask) == expected
+    if outputs == 16:
+        assert expected == (4 if share in (0, 0.95) else together)
+
+
+RANDOM = np.random.default_rng(0)
+KERNELS = {  # which weights of a 1×1 convolution (inputs, outputs) are not zero → its blocks, whether they are slower
+    "scattered": (RANDOM.random((16, 32)) < 0.5, 1, False),
+    "30 % of zeros": (RANDOM.random((16, 32)) < 0.7, 1, False),
+    "few zeros": (RANDOM.random((16, 32)) < 0.97, 4, True),
+    "twos": (np.repeat(RANDOM.random((16, 16)) < 0.3, 2, axis=1), 2, True),
+    "fours": (np.repeat(RANDOM.random((16, 8)) < 0.3, 4, axis=1), 4, True),
+    "few fours": (np.repeat(RANDOM.random((16, 8)) < 0.05, 4, axis=1), 4, False),
+}
+
+
+@tensorflow_only
+@pytest.mark.parametrize("name", KERNELS)
+def test_convolutions_that_are_slower_in_the_browser(name, tmp_path):
+    mask, block, is_slower = KERNELS[name]
+    model = network(lambda x: layers.Dense(200)(layers.GlobalAveragePooling2D()(x)))
+    _, layer, _ = (layer for layer in model.layers if type(layer) is layers.Conv2D)
+    layer.kernel.assign(np.random.default_rng(0).normal(size=layer.kernel.shape) * mask)
+    found = xnnpack.sparse_kernels(export(model, tmp_path / "model.tflite"))
+    assert found.eligible
+    assert found.blocks == (block, 1)
+    if not is_slower:
+        assert found.browser == ""
+        return
+    shown = shortened(found.operators[0])
+    assert found.browser.startswith(f"1 of 2 sparse convolutions are slower than dense in browsers: '{shown}'. Their")
+    if name == "few zeros":  # which survive that export removes a channel
+        report = keras_rda.export(model, tmp_path / "model.tflite")
+        assert report.sparse_kernels.blocks == found.blocks
+        assert report.speed()[-1] == ("zeros slower, browser", report.sparse_kernels.browser)
+
+
+@tensorflow_only
+@pytest.mark.parametrize(("block", "is_slower"), [(1, False), (4, True)])
+def test_what_zeros_make_slower_in_browsers_runs_dense_there(block, is_slower, tmp_path):
+    model, random = network(head), np.random.default_rng(0)
+    for layer in model.layers:
+        if type(layer) is layers.Conv2D and layer.kernel_size == (1, 1):
+            *inputs, outputs = layer.kernel.shape
+            mask = np.repeat(random.random((*inputs, outputs // block)) < 0.25, block, axis=-1)
+            layer.kernel.assign(random.normal(size=mask.shape) * mask)
+    path, images = export(model, tmp_path / "model.tflite"), random.normal(size=(2, 32, 32, 3)).astype("float32")
+    assert xnnpack.sparse_kernels(path).is_slower_in_browser is is_slower
+    for machine in (None, "aarch64", "wasm"):
+        content = flatbuffer.read(path)
+        kernels, notes = repair.mend(content, machine)
+        is_dense = is_slower and machine == "wasm"
+        assert kernels.eligible is not is_dense
+        assert kernels.is_slower_in_browser is (is_slower and not is_dense)
+        assert [note.split(": ")[0] for note in notes] == [
+            "2 of 2 sparse convolutions are slower than dense in browsers"
+        ] * is_dense
+        mended = tmp_path / "mended.tflite"
+        mended.write_bytes(flatbuffer.pack(content))
+        np.testing.assert_allclose(
+            keras_rda.litert.predict(mended, images)["output_0"], model(images, training=False), atol=1e-5
+        )
 
 
 def test_files_that_are_none(tmp_path):

@@ -1,4 +1,4 @@
-"""What activations do to constant channels, and which of them act on each element alone."""
+"""What activations do to constant channels, and which of them act on each element alone, or are finite everywhere."""
 
 import warnings
 
@@ -55,6 +55,12 @@ def prelu(layer, constant):
     slopes = np.broadcast_to(slopes, (*slopes.shape[:-1], len(constant))).reshape(-1, len(constant))
     uniform = np.where((slopes == slopes[0]).all(axis=0), slopes[0], np.nan)
     return np.where(constant >= 0, constant, uniform * constant)
+
+
+def is_finite(activation):
+    """Whether an activation is known to be finite wherever its input is: a function of the user's own is not."""
+    known = (*_ELEMENTWISE_LAYERS, keras.layers.PReLU)
+    return activation is None or type(activation) in known or activation in _ELEMENTWISE
 
 
 def is_elementwise(analysis, activation, rank):

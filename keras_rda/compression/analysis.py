@@ -11,6 +11,7 @@ with the number of parameters; it is the fixed point of removing one dead or unr
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -108,14 +109,15 @@ class Analysis:
         """These channels stay."""
         self._fixed.append((ids, reason))
 
-    def solve(self, equal_groups=()):
+    def solve(self, equal_groups=(), multiple_of=1):
         """Find the needed and the kept classes.
 
-        A kept class that is not needed is a placeholder: nobody reads it, but a tensor cannot have zero channels and a
-        grouped convolution has groups of equal size.
+        A kept class that is not needed is a placeholder: nobody reads it, but a tensor cannot have zero channels, a
+        grouped convolution has groups of equal size, and counts may have to be multiples of a number.
 
         Args:
             equal_groups: Pairs (inputs, outputs) of id arrays (groups, channels of a group) of grouped convolutions.
+            multiple_of: Every tensor keeps as many channels as are a multiple of this, or all that it has.
         """
         self.root = _components(self._count, self._ties)
         self.needed = np.zeros(self._count, bool)
@@ -129,7 +131,12 @@ class Analysis:
         while True:
             self._propagate()
             self.kept = self.needed.copy()
-            while self._keep_some() or self._equalise(equal_groups) or self._keep_followers():
+            while (
+                self._keep_some()
+                or self._equalise(equal_groups, multiple_of)
+                or self._keep_followers()
+                or self._fill(multiple_of)
+            ):
                 pass
             # A placeholder computes with zero weights, and would come out of a square root or a quotient as NaN.
             if not self._need(np.flatnonzero(self.kept & ~self.needed & fragile), "its value must stay finite"):
@@ -175,6 +182,19 @@ class Analysis:
                 self.kept[self.root[channels.ids[0]]] = changed = True
         return changed
 
+    def _fill(self, multiple_of):
+        """Keep channels until every tensor has a multiple, or all that it had; one placeholder is like another."""
+        changed = False
+        widths = [(channels.ids, 1) for channels in self.channels.values()]
+        for ids, width in (*widths, *((use.outputs.ids, use.rule.width(use)) for use in self.uses.values())):
+            number = multiple_of // math.gcd(multiple_of, width)
+            kept = self.is_kept(ids)
+            added = self.root[ids[~kept]][: -int(kept.sum()) % number]
+            self.kept[added] = True
+            self.reason.update(dict.fromkeys(added.tolist(), f"their number must be a multiple of {number}"))
+            changed |= len(added) > 0
+        return changed
+
     def _keep_followers(self):
         changed = False
         for sides in self._follows:
@@ -184,14 +204,18 @@ class Analysis:
                     self.kept[self.root[ids[kept]]] = changed = True
         return changed
 
-    def _equalise(self, equal_groups):
-        """Keep channels until every group of a grouped convolution that stays has as many as the others."""
+    def _equalise(self, equal_groups, multiple_of):
+        """Keep channels until every group of a grouped convolution that stays has as many as the others.
+
+        And so many that the groups together have a multiple, if they can.
+        """
         changed = False
         for sides in equal_groups:
             stays = np.any([self.is_kept(ids).any(axis=1) for ids in sides], axis=0)
             for ids in sides:
                 kept = self.is_kept(ids)
-                most = max(1, kept.sum(axis=1).max())
+                step = multiple_of // math.gcd(multiple_of, int(stays.sum()))
+                most = min(-(-max(1, kept.sum(axis=1).max()) // step) * step, kept.shape[1])
                 for group in np.flatnonzero(stays & (kept.sum(axis=1) < most)):
                     missing = most - kept[group].sum()
                     self.kept[self.root[ids[group][~kept[group]][:missing]]] = changed = True

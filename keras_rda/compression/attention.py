@@ -1,5 +1,7 @@
 """The rule of multi-head attention."""
 
+import math
+
 import numpy as np
 
 from keras_rda import layer_facts
@@ -36,6 +38,9 @@ class Heads(Rule):
         value, output = (arrays[4], arrays[6]) if layer.use_bias else (arrays[2], arrays[3])
         bias = arrays[5] if layer.use_bias else np.zeros(value.shape[1:])
         return value, bias, output.reshape(*output.shape[:2], -1)
+
+    def width(self, use):
+        return math.gcd(use.layer.key_dim, use.layer.value_dim)
 
     def config(self, config, use, cut):
         return {**config, layer_facts.of(use.layer).size: int(cut.keep_inputs.sum())}

@@ -5,7 +5,7 @@ from typing import Literal, overload
 
 import keras
 
-from keras_rda import _keras
+from keras_rda import _keras, checks
 from keras_rda.compression import graph, rules, surgery, walls
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
@@ -18,17 +18,19 @@ def is_supported(model):
 
 
 @overload
-def compress(model: keras.Model, fold_batch_norm: bool = False, report: Literal[False] = False) -> keras.Model: ...
+def compress(
+    model: keras.Model, fold_batch_norm: bool = False, report: Literal[False] = False, multiple_of: int = 1
+) -> keras.Model: ...
 
 
 @overload
 def compress(
-    model: keras.Model, fold_batch_norm: bool = False, *, report: Literal[True]
+    model: keras.Model, fold_batch_norm: bool = False, *, report: Literal[True], multiple_of: int = 1
 ) -> tuple[keras.Model, CompressionReport]: ...
 
 
 def compress(
-    model: keras.Model, fold_batch_norm: bool = False, report: bool = False
+    model: keras.Model, fold_batch_norm: bool = False, report: bool = False, multiple_of: int = 1
 ) -> keras.Model | tuple[keras.Model, CompressionReport]:
     """Return an ordinary Keras model with fewer channels and the same outputs.
 
@@ -46,13 +48,18 @@ def compress(
         fold_batch_norm: Also multiply every BatchNormalization into the convolution or dense layer directly before it.
             For inference: what is folded cannot be trained further as batch normalisation.
         report: Also return what became of each layer.
+        multiple_of: Keep numbers of channels at multiples of this: as many as are missing stay as placeholders (weights
+            of zero that nobody reads), the same in all layers tied to one another. Where the next multiple is more than
+            a layer had, it stays as it was. In attention, heads times the units of a head are kept at multiples. 8 is
+            for browsers: convolutions with other counts can be many times slower in LiteRT.js.
 
     Returns:
         The smaller `keras.Model`, not compiled; with `report=True` the pair (model, `CompressionReport`).
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: `model` has no graph: it is subclassed, or not built; or its weights are not finite.
+        ValueError: `model` has no graph: it is subclassed, or not built; its weights are not finite; or `multiple_of`
+            is no positive integer.
     """
     _keras.check_model("compress", model)
     if not is_supported(model):
@@ -60,17 +67,19 @@ def compress(
             f"compress() needs the graph of a Sequential or Functional model; {type(model).__name__} '{model.name}' "
             f"has none. {graph.advice(model)}"
         )
+    if not checks.is_positive_integer(multiple_of):
+        raise ValueError(f"multiple_of must be a positive integer, such as 8; received {multiple_of!r}.")
     check_finite(model)  # zero times infinity is NaN: channels of zeros could not go
     flat = graph.read(model)
     with warnings.catch_warnings():
         # Layers are made from their configuration in this process, with the user's own functions put back.
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
-        analysis = _analyse(flat)
+        analysis = _analyse(flat, multiple_of)
         smaller, made, tensors = surgery.build(model, flat, analysis, fold_batch_norm)
-    return (smaller, make_report(flat, analysis, made, tensors)) if report else smaller
+    return (smaller, make_report(flat, analysis, made, tensors, multiple_of)) if report else smaller
 
 
-def _analyse(flat):
+def _analyse(flat, multiple_of):
     analysis = Analysis()
     for tensor in flat.inputs:
         analysis.channels[tensor] = walls.opaque(analysis, tensor, "an input of the model")
@@ -86,5 +95,5 @@ def _analyse(flat):
     for key, use in analysis.uses.items():
         analysis.readers.extend(use.rule.readers(use, names[key]))
         groups.extend(use.rule.equal_groups(use))
-    analysis.solve(groups)
+    analysis.solve(groups, multiple_of)
     return analysis

@@ -6,7 +6,7 @@ import math
 import keras
 import numpy as np
 
-from keras_rda.compression.activations import is_elementwise, of_known
+from keras_rda.compression.activations import is_elementwise, is_finite, of_known
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
 from keras_rda.compression.walls import mixing, single, wall, zero_stays
@@ -83,7 +83,8 @@ def identity(analysis, call):
 
 def activation_layer(analysis, call):
     if is_elementwise(analysis, call.layer.activation, len(call.inputs[0].shape)):
-        return elementwise(analysis, call)
+        rule = elementwise if is_finite(call.layer.activation) else fragile(elementwise)
+        return rule(analysis, call)
     if call.layer.activation in (keras.activations.softmax, keras.activations.log_softmax):
         return _softmax_like(analysis, call, -1)
     return mixing(analysis, call)

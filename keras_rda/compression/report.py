@@ -26,6 +26,8 @@ class LayerCompression:
         bytes: (before, after) size of the weights, dense.
         zeros_kept: Number of output channels with only zero weights that stayed.
         reasons: Why those stayed.
+        placeholders: Number of output channels that stayed without use, with weights of zero: one where all could go,
+            what groups lack to be equal, and what counts lack to be multiples.
     """
 
     name: str
@@ -36,6 +38,7 @@ class LayerCompression:
     bytes: tuple[int, int]
     zeros_kept: int
     reasons: tuple[str, ...]
+    placeholders: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ class CompressionReport:
             before, after = self._channels
             sizes = " → ".join(map(output.size, self.total("bytes")))
             return f"{before - after:,} of {before:,} channels removed, weights (dense) {sizes}"
-        if any(row.zeros_kept for row in self.rows):
+        if any(row.zeros_kept or row.placeholders for row in self.rows):
             return "Nothing could be removed."
         return "Nothing to remove: no dead or unread channels."
 
@@ -113,7 +116,7 @@ def _number(value):
     return f"{value:,}" if value < 100_000 else output.rounded(value)
 
 
-def make_report(flat, analysis, made, tensors):
+def make_report(flat, analysis, made, tensors, multiple_of=1):
     """Compare every layer with weights with its successor.
 
     `made`: {id of a layer: new layer}; `tensors`: {`Tensor`: new symbolic tensor}, which know their size also inside a
@@ -141,9 +144,16 @@ def make_report(flat, analysis, made, tensors):
                 bytes=_pair(sum(_bytes(weight) for weight in item.weights) for item in pair),
                 zeros_kept=len(dead),
                 reasons=tuple(analysis.reasons(dead)),
+                placeholders=_placeholders(use, analysis),
             )
         )
-    return CompressionReport(tuple(rows), tuple(analysis.notes))
+    notes, placeholders = list(analysis.notes), sum(row.placeholders for row in rows)
+    if multiple_of > 1 and placeholders:
+        notes.append(
+            f"Numbers of channels are multiples of {multiple_of}, or as before. Placeholders, weights of zero that "
+            f"nobody reads: {placeholders:,}."
+        )
+    return CompressionReport(tuple(rows), tuple(notes))
 
 
 def _pair(values):
@@ -153,6 +163,12 @@ def _pair(values):
 
 def _channels(use, analysis):
     return None if use is None else (len(use.outputs), int(analysis.is_kept(use.outputs.ids).sum()))
+
+
+def _placeholders(use, analysis):
+    if use is None:
+        return 0
+    return int((analysis.is_kept(use.outputs.ids) & ~analysis.is_needed(use.outputs.ids)).sum())
 
 
 def _dead_and_kept(use, analysis):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_rda.compression.activations import activation_function
+from keras_rda.compression.activations import activation_function, is_finite
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.walls import single, wall
 from keras_rda.layer_facts import channel_axis
@@ -60,6 +60,10 @@ class Rule(abc.ABC):
     def equal_groups(self, use):
         """Pairs of ids (groups, channels of a group) of inputs and outputs that must be cut alike."""
         return []
+
+    def width(self, use):
+        """How many channels of the layer's weights each of its outputs stands for."""
+        return 1
 
     def alive(self, use):
         """Bool (outputs,): which outputs have weights that are not zero. The report names the others that stay."""
@@ -121,6 +125,8 @@ class OneTensorRule(Rule):
             analysis.tie(first.outputs.ids, outputs)
             same = first.inputs.constant == channels.constant
             first.inputs = dataclasses.replace(first.inputs, constant=np.where(same, channels.constant, np.nan))
+        if not is_finite(getattr(layer, "activation", None)):
+            analysis.fragile(outputs)
         if function is None:
             analysis.fix(outputs, f"the activation of '{call.name}' may mix channels")
         after = np.full(len(outputs), np.nan) if function is None else function(constant)

@@ -7,6 +7,7 @@ from keras_rda.litert.exporting import ExportError, export
 from keras_rda.litert.latency import Latency, benchmark
 from keras_rda.litert.machines.here import predict
 from keras_rda.litert.report import ExportReport
+from keras_rda.litert.shrinking import shrink
 from keras_rda.litert.verification import Check, verify
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "benchmark",
     "export",
     "predict",
+    "shrink",
     "verify",
     "xnnpack",
 ]

@@ -6,10 +6,12 @@ import pathlib
 import tempfile
 import warnings
 
+import keras
+
 QUANTIZATIONS = (None, "float16", "dynamic", "int8")
 
 
-def convert(model, quantize=None, samples=None):
+def convert(model, quantize=None, samples=None, batch_size=None):
     """Convert `model` with dense weights.
 
     Only LiteRT's builtin operators: the Flex operators that Keras allows by default do not run in `ai_edge_litert`.
@@ -20,6 +22,7 @@ def convert(model, quantize=None, samples=None):
         quantize: One of `QUANTIZATIONS`.
         samples: For `"int8"`, a list of dicts of input name → array (1, …), by which the ranges of activations are
             found.
+        batch_size: The only one that the file takes, which LiteRT.js and microcontrollers need; None: any.
 
     Returns:
         The file's content, `bytes`.
@@ -34,6 +37,16 @@ def convert(model, quantize=None, samples=None):
         # A file's only input is passed by position: a model that was cloned or loaded may have renamed it.
         single = len(model.inputs) == 1
         options["representative_dataset"] = lambda: (list(x.values()) if single else x for x in samples)
+    if batch_size is not None:
+        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        options["input_signature"] = [
+            keras.tree.map_structure(
+                lambda tensor: keras.InputSpec(
+                    shape=(batch_size, *tensor.shape[1:]), dtype=tensor.dtype, name=tensor.name
+                ),
+                structure,
+            )
+        ]
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "model.tflite"
         # Keras 3.13 says where its intermediate files are, whatever `verbose`.

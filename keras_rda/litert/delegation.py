@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from keras_rda.litert import sparse_format
 from keras_rda.litert.graph import UNPACKING, schema
 from keras_rda.litert.layer_names import shortened
 
@@ -115,6 +116,18 @@ class Delegation:
         stored = node.constants[1]
         values, elements = self.graph.values(stored), math.prod(self.shape(stored))
         return (0 if values is None else elements - int(np.count_nonzero(values))), elements
+
+    def nonzero(self, node):
+        """Which weights of a 1×1 convolution are not zero: a bool array (outputs, inputs)."""
+        stored = node.constants[1]
+        values, shape, sparsity = self.graph.values(stored), self.shape(stored), self.graph.tensors[stored].sparsity
+        if values is None:
+            values = np.ones(math.prod(shape), bool)
+        elif sparsity is not None:
+            if math.prod(shape) * values.itemsize >= sparse_format.LARGEST:
+                raise ValueError(f"a sparse kernel of shape {shape} is more than 2 GB dense")
+            values = sparse_format.expand(values, sparsity, shape)
+        return values.reshape(shape[0], -1) != 0
 
     def axes(self, node):
         """The axes of a MEAN or SUM."""

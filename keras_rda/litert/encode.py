@@ -11,23 +11,24 @@ import math
 import numpy as np
 
 from keras_rda.litert import sparse_format
-from keras_rda.litert.graph import WEIGHT_TYPES, graphs, schema
-from keras_rda.litert.routes import STRATEGIES, Route, plan
-from keras_rda.litert.weights import TensorEncoding
+from keras_rda.litert.graph import WEIGHT_TYPES, graphs, holders, schema
+from keras_rda.litert.recompress import recompress
+from keras_rda.litert.routes import STRATEGIES, UNCHANGED, Route, plan
+from keras_rda.litert.weights import shared
 
 # Upper bounds, in bytes, of what is added besides values, indices and levels (FlatBuffers tables and alignment): a
-# sparse tensor with its DENSIFY; a DEQUANTIZE; a convolution with its RESHAPEs, and a channel of its bias.
-_DENSIFY_BYTES = 200
+# DEQUANTIZE; a convolution with its RESHAPEs, and a channel of its bias.
 _DEQUANTIZE_BYTES = 200
 _CONVOLUTION_BYTES = 800
 _BIAS_BYTES = 16
 
 
 def encode(model, strategy="smallest"):
-    """Encode the zeros of a dense LiteRT model.
+    """Encode the zeros of a LiteRT model.
 
     Each constant is stored in the smallest of the ways that the runtime reads: dense, or compressed along its
-    dimensions in whichever order is best. Float32, float16 and full int8 files compute what they did, bit for bit.
+    dimensions in whichever order is best; also one that is stored sparse already. Float32, float16 and full int8 files
+    compute what they did, bit for bit.
 
     Args:
         model: A `ModelT` of `flatbuffer.read`. It is not changed.
@@ -36,7 +37,8 @@ def encode(model, strategy="smallest"):
             when the file is loaded. `"same arithmetic"`: their weights stay dense. `"float32 values"`: like the first,
             but nothing is dequantised after DENSIFY; int8 and float16 weights are stored in float32 instead, so that
             outputs can differ from the dense file's by float32 rounding. It is right even where XNNPACK leaves one of
-            those operators to the interpreter.
+            those operators to the interpreter. `"same arithmetic, float32 values"`: their weights stay dense, and what
+            is dequantised before an operator is stored in float32, which is right there too.
 
     Returns:
         A new `ModelT`, and a list of `TensorEncoding`: its constants of rank ≥ 2 in float32, float16 and int8.
@@ -44,18 +46,23 @@ def encode(model, strategy="smallest"):
     Raises:
         ValueError: an unknown strategy.
     """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}; received {strategy!r}.")
+    if strategy not in (strategies := dict.fromkeys(STRATEGIES + UNCHANGED)):
+        raise ValueError(f"strategy must be one of {', '.join(map(repr, strategies))}; received {strategy!r}.")
     model = copy.deepcopy(model)
-    holders = {}  # constants with the same content may share a buffer
-    for graph in graphs(model):
-        for index, tensor in enumerate(graph.tensors):
-            holders.setdefault(tensor.buffer, []).append((graph, index))
-    return model, [encoding for places in holders.values() for encoding in _encode_buffer(places, strategy)]
+    taken = {entry.buffer for entry in model.metadata or []}
+    taken.update([] if model.metadataBuffer is None else map(int, model.metadataBuffer))  # of old files
+    return model, [
+        encoding
+        for buffer, places in holders(graphs(model)).items()
+        if buffer not in taken
+        for encoding in _encode_buffer(places, strategy)
+    ]
 
 
 def _encode_buffer(places, strategy):
     """Encode the buffer that the tensors at `places` share, if they are such constants; return `TensorEncoding`s."""
+    if any(graph.tensors[index].sparsity for graph, index in places):
+        return recompress(places)
     constants = {place: array for place in places if (array := _array(*place)) is not None}
     if not constants:
         return []
@@ -66,24 +73,12 @@ def _encode_buffer(places, strategy):
     if len(uses) > 1 or len(constants) < len(places):
         route, reason = None, "other operators read the same buffer in another way"
     nonzero = int(np.count_nonzero(array))
-    floor = sparse_format.floor_bytes(array.size, nonzero, array.itemsize)
     size, encoding = (route and _encode_array(list(constants), array, route)) or (array.nbytes, "dense")
-    return [
-        TensorEncoding(
-            name=graph.name(index),
-            operator=found.operator,
-            shape=own.shape,
-            dtype=array.dtype.name,
-            zeros=1 - nonzero / array.size,
-            encoding=encoding,
-            # The bytes are counted for the first alone.
-            bytes=0 if number else size,
-            dense_bytes=0 if number else array.nbytes,
-            floor_bytes=0 if number else floor,
-            reason=reason if nonzero < array.size else "",
-        )
-        for number, (((graph, index), own), found) in enumerate(zip(constants.items(), plans, strict=True))
+    uses = [
+        (graph.name(index), found.operator, own)
+        for ((graph, index), own), found in zip(constants.items(), plans, strict=True)
     ]
+    return shared(uses, nonzero, encoding, size, array.nbytes, reason)
 
 
 def _array(graph, index):
@@ -107,7 +102,7 @@ def _encode_array(constants, array, route):
         values = values.reshape(len(array), 1, 1, -1)
     size, order, compressed = sparse_format.smallest(values)
     # Tensors that share a buffer share the values but not the indices: counting both for each is a bound.
-    size = len(constants) * (size + _DENSIFY_BYTES + sparse_format.LEVEL_BYTES * values.ndim)
+    size = len(constants) * (size + sparse_format.DENSIFY_BYTES + sparse_format.LEVEL_BYTES * values.ndim)
     if route is Route.DEQUANTIZE:
         size += len(constants) * _DEQUANTIZE_BYTES
     if route is Route.CONVOLUTION:
@@ -171,10 +166,10 @@ def _convolution(graph, operator):
             scale=scale.astype(np.float32), zeroPoint=np.zeros(len(scale), np.int64)
         )
         bias = [graph.add_constant(np.zeros(units), quantization=quantization)]
-    rows = math.prod(graph.shape(output)) // units
+    batch = math.prod(graph.shape(output)) // units
     inner = [
         graph.add_tensor(
-            [rows, 1, 1, size],
+            [batch, 1, 1, size],
             tensors[like].type,
             quantization=tensors[like].quantization,
             shapeSignature=np.array([-1, 1, 1, size], np.int32),

@@ -1,8 +1,10 @@
 """`export`: convert, encode, compare with Keras, and only then put the file in place."""
 
+import contextlib
 import dataclasses
 import gzip
 import pathlib
+import re
 import tempfile
 import warnings
 
@@ -10,10 +12,11 @@ import keras
 
 from keras_rda import _keras, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
-from keras_rda.litert import candidates, convert, feeds, signature, verification, xnnpack
+from keras_rda.litert import candidates, convert, decode, elsewhere, feeds, signature, verification, xnnpack
 from keras_rda.litert.candidates import ExportError
+from keras_rda.litert.header import check_name, header_text
 from keras_rda.litert.latency import in_turns
-from keras_rda.litert.machines import check_machine, here
+from keras_rda.litert.machines import MACHINES, check_machine, here
 from keras_rda.litert.reference import Reference
 from keras_rda.litert.report import ExportReport
 from keras_rda.types import Data, Machine, Path, Quantization
@@ -25,6 +28,9 @@ def export(
     quantize: Quantization | None = None,
     representative_data: Data | None = None,
     machine: Machine | None = None,
+    batch_size: int | None = None,
+    sparse: bool = True,
+    header: Path | None = None,
 ) -> ExportReport:
     """Write `model` as the smallest LiteRT file that is right.
 
@@ -46,8 +52,18 @@ def export(
             200 of them: arrays as for `model.predict`, or an iterable of such batches (a `tf.data.Dataset`), without
             labels. If given, files are compared with Keras on the first of them; otherwise on random inputs. (2 inputs
             for float32 files, 16 for quantised ones.)
-        machine: `"aarch64"`: run the files on AArch64 too, natively on an Arm machine, elsewhere emulated
-            (`python3 -m keras_rda.litert.aarch64` sets that up).
+        machine: Run the files there too, and say how much faster they are. `"aarch64"`: natively on an Arm machine,
+            elsewhere emulated (`python3 -m keras_rda.litert.aarch64` sets that up). `"wasm"`: in WebAssembly, as in a
+            browser (`keras_rda[wasm]`, `python3 -m keras_rda.litert.wasm`); numbers of channels are then kept at
+            multiples of 8 (`compress(model, multiple_of=8)`), as others are slow there. `"micro"`: a file for TFLite
+            Micro, which decodes zeros with an operator of its own and is compared in TFLite Micro
+            (`keras_rda[micro]`), with Keras and, bit for bit, with the dense file.
+        batch_size: The only batch size that the file takes; the converter fixes all shapes by it. None: any, or 1 with
+            `machine="wasm"` and `"micro"`, which need a fixed one.
+        sparse: False: all weights dense, for what lacks DENSIFY, such as GPU and NPU delegates, or TFLite Micro from
+            before the second half of 2025. Dead channels are removed all the same.
+        header: With `machine="micro"`, where to write the file as a C array too, ending in `.h`. The array has this
+            file's name.
 
     Warns:
         UserWarning: every kernel is zero, or rounding leaves nothing of some outputs (`ExportReport.lost`).
@@ -56,15 +72,16 @@ def export(
         `ExportReport`: sizes, encodings, differences, latencies; `print` shows a table.
 
     Raises:
-        ExportError: the model does not convert to LiteRT's builtin operators, or no candidate was right.
+        ExportError: the model does not convert to LiteRT's builtin operators, TFLite Micro lacks some of them, or no
+            candidate was right.
         RuntimeError: the Keras backend is not TensorFlow, or `machine` is not set up.
         ValueError, FileNotFoundError: `path` cannot be written to, the model has no symbolic inputs, an input has an
-            unknown dimension besides the batch size, layers do not compute in float32, weights are not finite, or
-            `representative_data` is missing or does not fit the model's inputs.
+            unknown dimension besides the batch size, layers do not compute in float32, weights are not finite,
+            `representative_data` is missing or does not fit the model's inputs, or arguments do not go together.
         OSError: the directory of `path` cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
-    _check_path(path)
+    check_path(path)
     _check_model(model)
     if quantize not in convert.QUANTIZATIONS:
         names = ", ".join(map(repr, convert.QUANTIZATIONS))
@@ -76,9 +93,14 @@ def export(
         )
     if machine is not None:
         check_machine(machine)
+    if machine == "micro" and quantize not in (None, "int8"):
+        raise ValueError(f"machine='micro' takes quantize=None or 'int8'; received {quantize!r}, which it cannot run.")
+    if header is not None:
+        _check_header(header, machine)
     model = signature.flat(model)
-    samples = None if representative_data is None else feeds.given(model, representative_data)
-    reference = Reference(model, samples, quantized=quantize is not None)
+    batch_size = _batch_size(model, machine, batch_size)
+    samples = None if representative_data is None else feeds.given(model, representative_data, batch_size)
+    reference = Reference(model, samples, quantize is not None, batch_size)
     if not reference.finite:
         raise ExportError(f"The model '{model.name}' itself has outputs that are not finite {reference.origin}.")
     kernels = metrics.summarize([variable for variable in model.weights if is_kernel(variable)])
@@ -91,10 +113,12 @@ def export(
         )
     # In the same directory, so that the rename is atomic; hidden and removed whatever happens.
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as directory:
-        files = candidates.make(model, quantize, samples, pathlib.Path(directory))
+        files = candidates.make(model, quantize, samples, pathlib.Path(directory), batch_size, machine, sparse)
         dense = files["dense"]
-        file, ratio = _choose(model, path, files, reference, quantize, machine)
-        lost = verification.lost(reference, file.path) if quantize else []
+        file, measured = _choose(model, path, files, reference, quantize, machine)
+        # What TFLite Micro decodes runs there only, and is its twin to the last bit.
+        runs_here = file.twin if decode.is_decoded(file.model) else file
+        lost = verification.lost(reference, runs_here.path) if quantize else []
         lost = [f"{number} of {channels} channels of '{name}'" for name, number, channels in lost]
         report = ExportReport(
             path=str(path),
@@ -102,18 +126,23 @@ def export(
             candidates=tuple(sorted((f.candidate for f in files.values()), key=lambda candidate: candidate.bytes)),
             quantize=quantize,
             bytes=file.candidate.bytes,
-            gzip_bytes=_gzip_bytes(file.path),
+            gzip_bytes=gzip_bytes(file.path),
             dense_bytes=dense.candidate.bytes,
-            dense_gzip_bytes=_gzip_bytes(dense.path),
+            dense_gzip_bytes=gzip_bytes(dense.path),
             sparsity=sparsity,
             tensors=tuple(file.tensors),
-            latency=_latency(files, file),
-            sparse_kernels=file.sparse_kernels or xnnpack.analyze(file.model)[0],
+            latency=() if machine == "micro" else _latency(files, file),
+            sparse_kernels=file.sparse_kernels or xnnpack.analyze(runs_here.model)[0],
             not_faster_here=xnnpack.here() or "",
-            emulated_ratio=ratio,
+            measured=measured,
             lost=tuple(lost),
         )
-        output.move(file.path, path)
+        with contextlib.nullcontext() if header is None else output.replacing(header) as unfinished:
+            if unfinished is not None:
+                unfinished.write_text(header_text(file.path.read_bytes(), _array_name(header), measured.arena))
+            # When all is written, so that what fails leaves both as they were; before the header, so that a header is
+            # never of a file that is not there.
+            output.move(file.path, path)
     if lost:
         warnings.warn(
             f"Rounded to {quantize}, {'; '.join(lost)} differ from Keras by as much as they vary: constants would be "
@@ -124,24 +153,26 @@ def export(
 
 
 def _choose(model, path, files, reference, quantize, machine):
-    """The smallest file that is right, and on the machine the time of the dense file over its own."""
+    """The smallest file that is right, and what was `Measured` of it on the machine."""
     dense = files["dense"]
     plain = _plain(reference, dense) if quantize else None
     tolerances = verification.tolerances(reference.outputs, quantize, dense.model, plain)
     tried = []
     for file in sorted(files.values(), key=lambda file: file.candidate.bytes):
-        ratio = None
+        measured = None
         if file.path is not None:
-            checks, ratio = check(reference, file, dense, tolerances, machine)
+            checks, measured = check(reference, file, dense, tolerances, machine)
             file.candidate = dataclasses.replace(file.candidate, checks=tuple(checks))
         if file.candidate.passed:
-            return file, ratio
+            return file, measured
         tried.append(file.candidate.result)
     hint = ""
     if quantize == "int8" and any(check.error for check in dense.candidate.checks):
         hint = " What int8 cannot run, quantize='dynamic' may."
     elif quantize == "int8":
         hint = " Is representative_data typical?"
+    elif machine is not None and MACHINES[machine].BATCH_SIZE:
+        hint = " Such files take fixed batches: does a layer compute across the samples of a batch?"
     raise ExportError(
         f"No LiteRT file of the model '{model.name}' is right, and nothing was written to {str(path)!r}: "
         f"{'; '.join(dict.fromkeys(tried))}.{hint}"
@@ -157,21 +188,20 @@ def _plain(reference, dense):
 
 
 def check(reference, file, dense, tolerances, machine):
-    """A candidate's checks, and on the machine the time of the dense file over its own.
+    """A candidate's checks, and what was `Measured` of it on the machine.
 
     Tests wrap this function to see every file that was found right (`tests/conftest.py`).
     """
-    try:
-        checks, ratio = verification.check(reference, file.path, tolerances), None
-    except Exception as error:  # its result, not the export's: another candidate may do
-        return [verification.failed("this machine", error)], None
+    checks, measured = [], None
+    if not decode.is_decoded(file.model):
+        try:
+            checks = verification.check(reference, file.path, tolerances)
+        except Exception as error:  # its result, not the export's: another candidate may do
+            return [verification.failed("this machine", error)], None
     if machine is not None and all(check.passed for check in checks):
-        paths = [file.path] if file is dense else [file.path, dense.path]
-        (there, seconds), *others = verification.check_on(machine, reference, paths, tolerances, repeats=5)
+        there, measured = elsewhere.measure(machine, reference, file, dense, tolerances)
         checks.append(there)
-        if seconds and others and others[0][1]:
-            ratio = others[0][1] / seconds
-    return checks, ratio
+    return checks, measured
 
 
 def _latency(files, chosen):
@@ -190,11 +220,44 @@ def _latency(files, chosen):
     return tuple(in_turns(invocations, seconds=0.3))
 
 
-def _gzip_bytes(path):
+def _batch_size(model, machine, batch_size):
+    """The batch size that files are written for; None: any."""
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
+        raise ValueError(f"batch_size must be None or an integer of at least 1; received {batch_size!r}.")
+    own = model.inputs[0].shape[0]
+    if own is not None and batch_size not in (None, own):
+        raise ValueError(f"The model '{model.name}' takes batches of {own}; received batch_size={batch_size}.")
+    if batch_size is None and machine is not None and MACHINES[machine].BATCH_SIZE:
+        return own or MACHINES[machine].BATCH_SIZE
+    return batch_size
+
+
+def _check_header(path, machine):
+    path = pathlib.Path(path)
+    if machine != "micro":
+        raise ValueError(f"header is for microcontrollers: it needs machine='micro'; received machine={machine!r}.")
+    if path.suffix != ".h":
+        raise ValueError(f"header must end in '.h'; received {str(path)!r}.")
+    if path.is_dir():
+        raise ValueError(f"header must name a file; {str(path)!r} is a directory.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
+    check_name(_array_name(path))
+
+
+def _array_name(path):
+    """An identifier of C after a header's file name."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", pathlib.Path(path).stem)
+    return name if name[:1].isalpha() else f"model_{name}"
+
+
+def gzip_bytes(path):
+    """The size of a file compressed by gzip."""
     return len(gzip.compress(path.read_bytes(), compresslevel=6))
 
 
-def _check_path(path):
+def check_path(path):
+    """Raise unless a LiteRT file can be written to `path`."""
     if path.suffix != ".tflite":
         raise ValueError(f"path must end in '.tflite'; received {str(path)!r}.")
     if path.is_dir():

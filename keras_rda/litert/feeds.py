@@ -19,8 +19,17 @@ def check(model):
             raise ValueError(f"The input '{tensor.name}' takes strings; a LiteRT file of builtin operators cannot.")
 
 
-def given(model, data):
-    """The first inputs of `representative_data`: a list of dicts of input name → array (1, …); see `export`."""
+def given(model, data, batch_size=None):
+    """The first inputs of `representative_data`; see `export`.
+
+    Args:
+        model: The model, which may have a batch size of its own.
+        data: `representative_data`.
+        batch_size: That of the file, if it takes only one.
+
+    Returns:
+        A list of dicts of input name → array (1, …), or of that batch size.
+    """
     structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
     if callable(data):
         raise TypeError("representative_data is a function; give what it returns: representative_data=function().")
@@ -28,7 +37,7 @@ def given(model, data):
     several = isinstance(structure, (list, tuple))
     whole = hasattr(data, "shape") or isinstance(data, dict) or (several and isinstance(data, (list, tuple)))
     batches = [data] if whole else data
-    samples = []
+    samples, size = [], model.inputs[0].shape[0] or batch_size or 1
     for batch in batches:
         try:
             keras.tree.assert_same_structure(structure, batch)
@@ -49,7 +58,6 @@ def given(model, data):
                     f"representative_data for the input '{tensor.name}' must have the shape {tuple(tensor.shape)}; "
                     f"received {array.shape}. The first axis is the batch's (tf.data.Dataset: dataset.batch(1))."
                 )
-        size = model.inputs[0].shape[0] or 1
         if len({len(array) for array in arrays}) > 1:
             raise ValueError(
                 f"representative_data has inputs of different numbers: {[len(array) for array in arrays]}."
@@ -64,9 +72,7 @@ def given(model, data):
                 }
             )
     if not samples:
-        raise ValueError(
-            f"representative_data has no batch of {model.inputs[0].shape[0] or 1}; give some hundred typical inputs."
-        )
+        raise ValueError(f"representative_data has no batch of {size}; give some hundred typical inputs.")
     return samples
 
 

@@ -40,7 +40,11 @@ def read(source):
         raise ValueError(f"{name} is cut off or corrupt.") from error
     if problem:
         raise ValueError(f"{name} is cut off or corrupt: {problem}.")
-    if model.externalBuffers or any(buffer.offset > 1 for buffer in model.buffers):
+    operators = (operator for graph in model.subgraphs for operator in graph.operators or [])
+    is_outside = any(buffer.offset > 1 for buffer in model.buffers) or any(
+        operator.largeCustomOptionsOffset > 1 for operator in operators
+    )
+    if model.externalBuffers or is_outside:
         raise ValueError(
             f"{name} keeps weights outside the FlatBuffer (as models of more than 2 GB do): not supported."
         )

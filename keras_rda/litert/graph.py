@@ -40,6 +40,8 @@ OPERANDS = {
     "TRANSPOSE_CONV": Operands((1,), 2),
 }
 UNPACKING = {"DENSIFY", "DEQUANTIZE"}  # operators whose only input is a constant in another form, or a computed value
+# TFLite Micro's custom operator that decodes constants; bytes of its header, of which the first says how.
+DECODE, DECODE_HEADER, PRUNING = b"TFLM_DECODE", 16, 2
 # Versions in which operators are written: the oldest that take what this package gives them.
 _VERSIONS = {"CONV_2D": 3, "DENSIFY": 1, "DEQUANTIZE": 5, "RESHAPE": 1}
 
@@ -214,3 +216,12 @@ class Graph:
 def graphs(model):
     """The `Graph` of each subgraph of a `ModelT`, in order."""
     return [Graph(model, subgraph) for subgraph in model.subgraphs]
+
+
+def holders(subgraphs):
+    """Of `graphs`: dict of buffer → the pairs (`Graph`, tensor) that hold it, as constants of the same content may."""
+    found = {}
+    for graph in subgraphs:
+        for index, tensor in enumerate(graph.tensors):
+            found.setdefault(tensor.buffer, []).append((graph, index))
+    return found

@@ -1,9 +1,10 @@
-"""What a `ModelT` says of its quantisation."""
+"""What a `ModelT` says of its quantisation and its batch size."""
 
 import numpy as np
 
 from keras_rda.litert import convert
-from keras_rda.litert.graph import Graph, add_buffer, graphs, schema
+from keras_rda.litert.calls import entries
+from keras_rda.litert.graph import add_buffer, graphs, schema
 
 _METADATA = b"keras_rda.quantize"
 
@@ -24,23 +25,35 @@ def quantization(model):
             if quantize not in convert.QUANTIZATIONS:
                 raise ValueError(f"The file says that it is quantised as {quantize[:20]!r}: it is corrupt.")
             return quantize
-    found = {
+    subgraphs = graphs(model)
+    stored = {
         graph.type(index)
-        for graph in graphs(model)
+        for graph in subgraphs
         for index in range(len(graph.tensors))
         if graph.is_stored(index) and len(graph.shape(index)) > 1
     }
-    return "int8" if "INT8" in found else "float16" if "FLOAT16" in found else None
+    if "INT8" not in stored:
+        return "float16" if "FLOAT16" in stored else None
+    computed = (graph.type(index) for graph in subgraphs for index in graph.producers if graph.constant(index) is None)
+    return "int8" if "INT8" in computed else "dynamic"
 
 
 def output_steps(model):
     """Of a `ModelT`: dict of output name → the step of its int8 values, for outputs that are dequantised at the end."""
-    graph, steps = Graph(model), {}
-    for place in (model.signatureDefs[0].outputs if model.signatureDefs else None) or []:
-        producer = graph.producers.get(place.tensorIndex)
+    entry, steps = entries(model)[0], {}
+    graph = entry.graph
+    for name, index in entry.outputs.items():
+        producer = graph.producers.get(index)
         if producer is None or graph.kind(producer) != "DEQUANTIZE":
             continue
         quantization = graph.tensors[producer.inputs[0]].quantization
         if quantization is not None and quantization.scale is not None:
-            steps[place.name.decode(errors="replace")] = float(max(quantization.scale))
+            steps[name] = float(max(quantization.scale))
     return steps
+
+
+def batch_size(model):
+    """The only batch size that a `ModelT` takes; None: any."""
+    entry = entries(model)[0]
+    sizes = [shape[0] for shape in map(entry.shape, entry.inputs) if shape]
+    return sizes[0] if sizes and sizes[0] > 0 else None

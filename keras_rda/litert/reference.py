@@ -19,6 +19,7 @@ class Reference:
         samples: A list of dicts of input name → array (1, …), or a whole batch where its size is fixed; by default,
             random ones.
         quantized: Whether for quantised files, which are compared on more inputs.
+        batch_size: That of the files, if they take only one: inputs are as many whole batches.
 
     The variables of the model stay as they are, also those in which it keeps a state; such a model is called several
     times.
@@ -28,14 +29,16 @@ class Reference:
         outputs: Dict of output name → array; of several calls, one after the other.
     """
 
-    def __init__(self, model, samples=None, quantized=False):
-        size = _QUANTIZED_BATCH if quantized else _BATCH
+    def __init__(self, model, samples=None, quantized=False, batch_size=None):
+        batch = model.inputs[0].shape[0] or batch_size or 1
+        calls = -(-(_QUANTIZED_BATCH if quantized else _BATCH) // batch)  # of files of this size
+        size = calls * batch
         names = [tensor.name for tensor in model.inputs]
         self.origin = (
             "for representative_data" if samples else "for random inputs; give representative_data, which is typical"
         )
         if samples:
-            count = 1 if model.inputs[0].shape[0] else size  # a fixed batch is one sample
+            count = 1 if model.inputs[0].shape[0] else calls  # a fixed batch is one sample
             inputs = {name: np.concatenate([sample[name] for sample in samples[:count]]) for name in names}
         else:
             inputs = feeds.random(model, size)
@@ -55,7 +58,7 @@ class Reference:
         self.outputs = here.in_a_row(results)
         # A model that was cloned or loaded may have renamed its only input.
         self.inputs = inputs if len(inputs) > 1 else inputs[names[0]]
-        self._few = slice(None) if model.inputs[0].shape[0] else slice(_BATCH)
+        self._few = slice(None) if model.inputs[0].shape[0] else slice(-(-_BATCH // batch) * batch)
 
     @property
     def finite(self):

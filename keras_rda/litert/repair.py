@@ -1,10 +1,30 @@
-"""Rewrite places of a LiteRT file that XNNPACK's sparse kernels get wrong (see `clusters`)."""
+"""Rewrite places of a LiteRT file that XNNPACK's sparse kernels get wrong (see `clusters`), or slow."""
 
 import numpy as np
 
 from keras_rda.litert import xnnpack
 from keras_rda.litert.delegation import Role
 from keras_rda.litert.graph import schema
+
+
+def mend(model, machine=None):
+    """`repair_tails`; and where zeros would make a file for browsers slower there, its sparse kernels are not used.
+
+    Args:
+        model: As for `repair_tails`.
+        machine: The machine that the file is for; see `export`.
+
+    Returns:
+        As `repair_tails`.
+    """
+    kernels, notes = repair_tails(model)
+    if machine != "wasm" or not kernels.is_slower_in_browser:
+        return kernels, notes
+    for subgraph in model.subgraphs:
+        clusters = xnnpack.analyze(model, subgraph)[1]
+        for leader in dict.fromkeys(node.leader for node in clusters.nodes if node.engaged):
+            notes.append(f"{kernels.browser} So it {_break(clusters, leader)}.")
+    return xnnpack.analyze(model)[0], notes
 
 
 def repair_tails(model):
@@ -19,14 +39,19 @@ def repair_tails(model):
         model: A `ModelT` (`flatbuffer.read`) with its zeros stored sparse.
 
     Returns:
-        What the kernels make of it now, `SparseKernels`, and a list of notes, one for each change.
+        What the kernels make of its first subgraph now, `SparseKernels`, and a list of notes, one for each change.
 
     Raises:
-        ValueError: the graph cannot be read.
+        ValueError: a graph cannot be read, or what has to be mended has an unknown height or width.
     """
+    repaired = [_repair(model, subgraph) for subgraph in model.subgraphs]
+    return repaired[0][0], [note for _, notes in repaired for note in notes]
+
+
+def _repair(model, subgraph):
     notes = []
     while True:
-        kernels, clusters = xnnpack.analyze(model)
+        kernels, clusters = xnnpack.analyze(model, subgraph)
         if not clusters.faults:
             return kernels, notes
         delegation = clusters.delegation
@@ -38,9 +63,14 @@ def repair_tails(model):
             notes.append(f"{node}: a RESHAPE restores the dimensions it kept.")
         if not reductions:
             fault = next(iter(clusters.faults))
-            entry = next(node for node in clusters.nodes if node.leader is fault.leader and node.role & Role.ENTRY)
-            _reshape(clusters.graph, entry, clusters.graph.shape(entry.output))
-            notes.append(f"{fault}: {clusters.faults[fault]}; runs dense, by a RESHAPE after {entry}.")
+            notes.append(f"{fault}: {clusters.faults[fault]}; {_break(clusters, fault.leader)}.")
+
+
+def _break(clusters, leader):
+    """Let a cluster run dense; return in words how."""
+    entry = next(node for node in clusters.nodes if node.leader is leader and node.role & Role.ENTRY)
+    _reshape(clusters.graph, entry, clusters.graph.shape(entry.output))
+    return f"runs dense, by a RESHAPE after {entry}"
 
 
 def _reductions(delegation, node):
@@ -61,6 +91,10 @@ def _reductions(delegation, node):
 
 def _reshape(graph, node, shape):
     """Let a node give a tensor of `shape`, and a RESHAPE after it what the node gave before."""
+    if None in graph.fixed_shape(node.output):
+        raise ValueError(
+            f"{node} would be wrong in XNNPACK's sparse kernels, and cannot be mended: its shape is not fixed."
+        )
     output, kept = graph.tensors[node.output], np.int32([-1, *graph.shape(node.output)[1:]])  # any batch
     signature, name = output.shapeSignature, output.name or b""
     if signature is not None:

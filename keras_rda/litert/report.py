@@ -7,8 +7,10 @@ import pathlib
 from rich.table import Table
 
 from keras_rda import output
+from keras_rda.litert.elsewhere import Measured
 from keras_rda.litert.latency import Latency
 from keras_rda.litert.layer_names import label
+from keras_rda.litert.machines import here
 from keras_rda.litert.verification import Check, worst
 from keras_rda.litert.weights import TensorEncoding
 from keras_rda.litert.xnnpack import SparseKernels
@@ -51,25 +53,26 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """The file that `export` put in place.
+    """The file that `export` or `shrink` put in place.
 
     Attributes:
         path: Where it is.
         chosen: The `Candidate` that it is.
         candidates: All of them, the smallest first.
-        quantize: The quantisation that was asked for.
+        quantize: The quantisation that was asked for; of `shrink`: that the source has.
         bytes, gzip_bytes: The file's size, and its size compressed by gzip.
-        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense.
+        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense; of
+            `shrink`: those of the source.
         floor_bytes: Information-theoretic floor of its weights: values and entropy of their positions.
-        sparsity: σ over the model's kernels, trainable or not; 0 if it has none.
+        sparsity: σ over the model's kernels, trainable or not; 0 if it has none. Of `shrink`: over the file's weights.
         tensors: How each weight tensor is stored.
-        latency: Of the dense file, the sparse one and, where channels were removed, the compressed one, on this
-            machine, in turns.
+        latency: Of the dense file (of `shrink`: the source), the sparse one and, where channels were removed, the
+            compressed one, on this machine, in turns; empty for a microcontroller's.
         sparse_kernels: Whether the zeros run faster where XNNPACK has sparse kernels, and why not.
         not_faster_here: Why they do not run faster on this machine; `""` if they may.
-        emulated_ratio: Time of the dense file : time of this file on AArch64; None if that was not asked for. The times
-            follow the work done; they are emulated, not a phone's, unless this is an Arm machine.
+        measured: What was `Measured` on the machine that was asked for; None without one.
         lost: Outputs of a quantised file that differ from Keras by as much as they vary.
+        source: Of `shrink`: the file that it was made from, and compared with; None of `export`.
     """
 
     path: str
@@ -85,8 +88,14 @@ class ExportReport:
     latency: tuple[Latency, ...]
     sparse_kernels: SparseKernels
     not_faster_here: str
-    emulated_ratio: float | None = None
+    measured: Measured | None = None
     lost: tuple[str, ...] = ()
+    source: str | None = None
+
+    @property
+    def baseline(self):
+        """What the file is measured by: `"dense"` or `"source"`."""
+        return "dense" if self.source is None else "source"
 
     @property
     def floor_bytes(self):
@@ -98,10 +107,21 @@ class ExportReport:
         return sum(tensor.bytes for tensor in self.tensors)
 
     @property
+    def is_for_microcontrollers(self):
+        return self.measured is not None and self.measured.machine == "micro"
+
+    @property
+    def runs_here(self):
+        """Whether it was run on this machine: what TFLite Micro decodes does not run elsewhere."""
+        return any(check.runtime in here.RUNTIMES for check in self.chosen.checks)
+
+    @property
     def headline(self):
-        """In a few words: whether it is right, and how much smaller than with dense weights."""
+        """In a few words: whether it is right, and how much smaller than with dense weights, or than the source."""
         right = "Not verified" if not self.chosen.passed else "Right but for rounding" if self.lost else "Right"
         times = self.dense_bytes / self.bytes
+        if self.source is not None:
+            return f"{right}, {1 - 1 / times:.1%} smaller" if times > 1 else f"{right}, mended"
         return f"{right}, {times:.1f} times smaller" if times >= 1.05 else f"{right}, as large as dense"
 
     @functools.cached_property
@@ -110,7 +130,7 @@ class ExportReport:
 
     @property
     def max_difference(self):
-        """Largest absolute difference from Keras, of the output and runtime that come closest to what is accepted."""
+        """Largest absolute difference from Keras or the source, of the output closest to what is accepted."""
         return self._worst.largest
 
     @property
@@ -150,11 +170,14 @@ class ExportReport:
     def _summary(self):
         table = Table("LiteRT file", pathlib.Path(self.path).name)
         table.add_row("result", self.headline)
+        if self.source is not None:
+            table.add_row("made from", self.source)
         table.add_row("written", f"{self.chosen.words}, {self.quantize or 'float32'}")
         table.add_row(
-            "bytes", f"{self.bytes:,} (dense {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})"
+            "bytes (flash)" if self.is_for_microcontrollers else "bytes",
+            f"{self.bytes:,} ({self.baseline} {self.dense_bytes:,}; ratio {self.bytes / self.dense_bytes:.3f})",
         )
-        table.add_row("bytes, gzip", f"{self.gzip_bytes:,} (dense {self.dense_gzip_bytes:,})")
+        table.add_row("bytes, gzip", f"{self.gzip_bytes:,} ({self.baseline} {self.dense_gzip_bytes:,})")
         if self.floor_bytes:
             over = self.weight_bytes / self.floor_bytes
             table.add_row(
@@ -163,10 +186,10 @@ class ExportReport:
             table.add_row(
                 "everything else", f"{self.bytes - self.weight_bytes:,} bytes: the network's graph, biases, scales"
             )
-        table.add_row("σ of the kernels", f"{self.sparsity:.4f}")
+        table.add_row("σ of the kernels" if self.source is None else "σ of the weights", f"{self.sparsity:.4f}")
         for check in self.chosen.checks:
             table.add_row("verified", str(check))
-        if self.chosen.checks:
+        if self.runs_here:
             table.add_row("default delegate", "XNNPACK, as applications run the file")
         for line in self.lost:
             table.add_row("lost in rounding", f"{line} differ from Keras by as much as they vary")
@@ -181,15 +204,16 @@ class ExportReport:
         for latency in self.latency:
             spread = f"{latency.lower * 1e3:.3g} to {latency.upper * 1e3:.3g}"
             table.add_row(f"latency, {latency.name}", f"{latency.median * 1e3:.3g} ms (quartiles {spread})")
-        if self.emulated_ratio is not None:
-            table.add_row("aarch64, dense : this", f"{self.emulated_ratio:.2f} (emulated: follows the work done)")
         for name, text in self.speed():
             table.add_row(name, text)
         return table
 
     def speed(self, everything=False):
-        """Whether zeros run faster: pairs (where, what), in words; with `everything`, all reasons."""
-        here = self.not_faster_here or "XNNPACK's sparse kernels exist here"
+        """What runs faster where: pairs (where, what), in words; with `everything`, all reasons."""
+        lines = self.measured.lines if self.measured else []
+        if self.is_for_microcontrollers:
+            return lines
+        this = self.not_faster_here or "XNNPACK's sparse kernels exist here"
         reasons = self.sparse_kernels.reasons
         if self.sparse_kernels.eligible:
             elsewhere = f"yes, {len(self.sparse_kernels.operators)} convolutions run sparse"
@@ -197,7 +221,9 @@ class ExportReport:
             elsewhere = f"no: {'; '.join(reason.rstrip('.') for reason in reasons)}"
         else:
             elsewhere = f"no: {reasons[0]} (and {len(reasons) - 1} more: report.sparse_kernels.reasons)"
-        return [("zeros faster, this machine", here), ("zeros faster, Arm", elsewhere)]
+        if self.sparse_kernels.browser:
+            lines = [*lines, ("zeros slower, browser", self.sparse_kernels.browser)]
+        return [("zeros faster, this machine", this), ("zeros faster, Arm", elsewhere), *lines]
 
 
 def tensor_table(tensors, counted="operators included"):

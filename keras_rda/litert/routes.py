@@ -9,6 +9,7 @@ import typing
 from keras_rda.litert.graph import OPERANDS
 
 STRATEGIES = ("smallest", "float32 values", "same arithmetic")
+UNCHANGED = ("same arithmetic", "same arithmetic, float32 values")  # the arithmetic, whatever the file is
 
 # Operator → the operands that may come from DENSIFY; each was run with and without XNNPACK.
 _SPARSE = {kind: operands.weights for kind, operands in OPERANDS.items()} | {"GATHER": (0,)}
@@ -49,7 +50,7 @@ def plan(graph, index, strategy):
         if failed := next((found for found in plans if found.route is None), None):
             return failed
         behind = {graph.kind(operator) for output in outputs for operator in graph.readers[output]}
-        is_unpacked = behind <= _UNPACKED and strategy != "float32 values"
+        is_unpacked = behind <= _UNPACKED and "float32 values" not in strategy
         return Plan(plans[0].operator, Route.DENSIFY if is_unpacked else Route.FLOAT32)
     routes = set()
     for operator, kind in zip(readers, kinds, strict=True):
@@ -68,7 +69,7 @@ def plan(graph, index, strategy):
 def _of_reader(graph, operator, index, strategy):
     kind, types = graph.kind(operator), (graph.type(index), graph.type(operator.outputs[0]))
     if types == ("INT8", "FLOAT32") and kind in _ON_THE_FLY:
-        if strategy == "same arithmetic":
+        if strategy in UNCHANGED:
             return Plan(kind, None, f"{kind} quantises its input on the fly and needs dense weights")
         is_unpacked = kind in _UNPACKED and strategy == "smallest"
         return Plan(kind, Route.DEQUANTIZE if is_unpacked else Route.FLOAT32)

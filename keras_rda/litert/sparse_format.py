@@ -18,6 +18,9 @@ from keras_rda.litert.graph import schema
 # Upper bounds, in bytes, of FlatBuffers' tables and alignment: of a level, and what a compressed one takes beside that.
 LEVEL_BYTES = 24
 COMPRESSED_BYTES = 72
+LARGEST = 2**31  # bytes of a dense constant: more than any FlatBuffer holds
+# Likewise: a sparse tensor with its DENSIFY, without its levels.
+DENSIFY_BYTES = 200
 
 
 def smallest(array):
@@ -78,6 +81,29 @@ def compress(array, order, compressed):
     sparsity = code.SparsityParametersT(np.asarray(order, np.int32), None, levels)
     # An empty buffer means elsewhere that a tensor is computed: an all-zero one keeps a value, which is not read.
     return array.ravel()[entries] if len(entries) else array.ravel()[:1], sparsity
+
+
+def expand(values, sparsity, shape):
+    """The array of a shape of which `values` are stored as `sparsity` (`SparsityParametersT`) says, blocks included."""
+    code = schema()
+    order, blocked = list(sparsity.traversalOrder), [] if sparsity.blockMap is None else list(sparsity.blockMap)
+    places, sizes = np.zeros((0, 1), np.int64), []  # a row for each level so far, a column for each entry
+    for level in sparsity.dimMetadata:
+        count = places.shape[1]
+        if level.format == code.DimensionType.DENSE:
+            parents, own = np.divmod(np.arange(count * level.denseSize), level.denseSize)
+        else:
+            parents = np.repeat(np.arange(count), np.diff(level.arraySegments.values.astype(np.int64)))
+            own = level.arrayIndices.values.astype(np.int64)
+        places = np.vstack([places[:, parents], own])
+        sizes.append(level.denseSize)
+    axes = [places[order.index(axis)] for axis in range(len(shape))]
+    for block, axis in enumerate(blocked):
+        inner = order.index(len(shape) + block)
+        axes[axis] = axes[axis] * sizes[inner] + places[inner]
+    array = np.zeros(shape, values.dtype)
+    array[tuple(axes)] = values[: places.shape[1]]  # one without entries has a value all the same
+    return array
 
 
 def _vector(values):

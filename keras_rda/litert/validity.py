@@ -7,7 +7,17 @@ import math
 
 import numpy as np
 
-from keras_rda.litert.graph import DTYPES, OPERANDS, UNPACKING, names, operator_number, schema
+from keras_rda.litert.graph import (
+    DECODE,
+    DECODE_HEADER,
+    DTYPES,
+    OPERANDS,
+    PRUNING,
+    UNPACKING,
+    names,
+    operator_number,
+    schema,
+)
 
 _DENSE, _COMPRESSED = 0, 1  # DimensionType of the schema
 _LARGEST_RANK = 8  # more than LiteRT's kernels take
@@ -201,8 +211,29 @@ def _operators(model, graph):
         wanted = _INPUTS.get(kind, 0)
         if wanted and (len(inputs) < wanted or -1 in inputs[:wanted] or not outputs):
             return f"an operator of the kind {kind} has {len(inputs)} inputs and {len(outputs)} outputs"
+        is_decode = model.operatorCodes[operator.opcodeIndex].customCode == DECODE
+        if is_decode and (found := _decoded(model, tensors, inputs, outputs)):
+            return found
         read.update(inputs)
         if len(set(outputs)) < len(outputs) or not (written.isdisjoint(outputs) and read.isdisjoint(outputs)):
             return "an operator reads what only a later one writes, or two write the same tensor"
         written.update(outputs)
+    return ""
+
+
+def _decoded(model, tensors, inputs, outputs):
+    """What is wrong with an operator of TFLite Micro that decodes constants; empty if nothing is."""
+    if len(inputs) != 2 * len(outputs) or -1 in inputs:
+        return f"an operator that decodes {len(outputs)} constants has {len(inputs)} inputs"
+    for output, bits, kept in zip(outputs, inputs[::2], inputs[1::2], strict=True):
+        bits, kept = (model.buffers[tensors[index].buffer].data for index in (bits, kept))
+        if bits is None or kept is None or len(kept) < DECODE_HEADER:
+            return "a constant that is decoded is not there"
+        shape, dtype = tensors[output].shape, DTYPES.get(names("TensorType").get(tensors[output].type))
+        if kept[0] != PRUNING or dtype is None:
+            continue
+        entries, values = math.prod(map(int, [] if shape is None else shape)), len(kept) - DECODE_HEADER
+        bits = np.unpackbits(np.asarray(bits, np.uint8))
+        if len(bits) != -(-entries // 8) * 8 or values != np.count_nonzero(bits[:entries]) * np.dtype(dtype).itemsize:
+            return f"a constant of {entries} entries is decoded from {len(bits)} bits and {values} bytes"
     return ""

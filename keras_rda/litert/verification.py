@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_rda import _keras
-from keras_rda.litert import feeds, metadata, signature
+from keras_rda.litert import decode, feeds, metadata, signature
 from keras_rda.litert.machines import MACHINES, check_machine, here
 from keras_rda.litert.reference import Reference
 from keras_rda.output import one_line
@@ -15,7 +15,7 @@ from keras_rda.types import Data, Machine, Path
 
 # Both sides compute in float32 and sum in different orders: over the depth of a network that moves outputs by some 1e-6
 # of their size. A wrong file is off by far more (the defects seen start at 1e-2).
-_RELATIVE = 1e-4
+RELATIVE = 1e-4
 # What quantised files may differ by, relative to the largest magnitude of an output: more is no rounding any more.
 _QUANTIZED = {"float16": 0.1, "dynamic": 0.25, "int8": 0.25}
 # A file with its zeros encoded may not be much worse than the dense one.
@@ -27,12 +27,13 @@ class Check:
     """How a file did in one runtime.
 
     Attributes:
-        runtime: `"default delegate"`, `"no delegates"` (both on this machine) or `"aarch64"`.
+        runtime: `"default delegate"`, `"no delegates"` (both on this machine), or the machine's name.
         largest: Largest absolute difference from Keras' outputs, of the output that comes closest to its tolerance, or
             goes furthest over it; None if the file did not run. Of an output of integers: the share that differs.
         tolerance: The largest that is accepted for that output.
         error: Why the file did not run; `""` if it did.
         integers: Whether that output is one of integers.
+        reference: What it was compared with: Keras, or the file that it was made from (`shrink`).
     """
 
     runtime: str
@@ -40,6 +41,7 @@ class Check:
     tolerance: float | None
     error: str = ""
     integers: bool = False
+    reference: str = "Keras"
 
     @property
     def passed(self):
@@ -50,8 +52,10 @@ class Check:
         if self.error:
             return f"{self.runtime}: {self.error}"
         if self.integers:
-            return f"{self.runtime}: differs from Keras in {self.largest:.1%} (accepted: {self.tolerance:.1%})"
-        return f"{self.runtime}: differs from Keras by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
+            return (
+                f"{self.runtime}: differs from {self.reference} in {self.largest:.1%} (accepted: {self.tolerance:.1%})"
+            )
+        return f"{self.runtime}: differs from {self.reference} by {self.largest:.2g} (accepted: {self.tolerance:.2g})"
 
 
 def verify(model: keras.Model, path: Path, data: Data | None = None, machine: Machine | None = None) -> list[Check]:
@@ -68,14 +72,16 @@ def verify(model: keras.Model, path: Path, data: Data | None = None, machine: Ma
         data: Typical inputs, as `representative_data` of `export`, of which the first are used. By default random ones,
             as the first layers know them (`Normalization`, `Rescaling`, `Embedding`), else between −1 and 1: give data
             for models that expect others.
-        machine: `"aarch64"` runs the file on AArch64 too: on an Arm machine natively, elsewhere emulated.
+        machine: Run the file there too: `"aarch64"`, `"wasm"` or `"micro"` (see `export`). A file whose constants
+            TFLite Micro decodes runs in `"micro"` only.
 
     Returns:
         List of `Check`: with the default delegate, without delegates, on the machine.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, it is no LiteRT file, or the inputs are not usable.
-        RuntimeError: the emulation is not set up.
+        FileNotFoundError, ValueError: there is no such file, it is no LiteRT file or one for `"micro"` only, or the
+            inputs are not usable.
+        RuntimeError: the machine is not set up.
     """
     _keras.check_model("verify", model)
     if machine is not None:
@@ -83,19 +89,26 @@ def verify(model: keras.Model, path: Path, data: Data | None = None, machine: Ma
     feeds.check(model)
     model = signature.flat(model)
     content = here.read(path)
-    quantize = metadata.quantization(content)
-    reference = Reference(model, None if data is None else feeds.given(model, data), quantized=quantize is not None)
+    is_decoded = decode.is_decoded(content)
+    if machine != "micro":
+        here.check_runs(path, content)
+    quantize, batch_size = metadata.quantization(content), metadata.batch_size(content)
+    samples = None if data is None else feeds.given(model, data, batch_size)
+    reference = Reference(model, samples, quantize is not None, batch_size)
     if not reference.finite:
         raise ValueError(f"The model '{model.name}' has outputs that are not finite {reference.origin}.")
     accepted = tolerances(reference.outputs, quantize, content)
-    checks = check(reference, path, accepted)
+    checks = [] if is_decoded else check(reference, path, accepted)
+    received = None
+    if machine is not None:
+        ((there, run),) = check_on(machine, reference, [path], accepted)
+        checks.append(there)
+        received = run.outputs if is_decoded else None
     if quantize is not None and checks[0].passed:
-        gone = [name for name, number, channels in lost(reference, path) if number == channels]
+        gone = [name for name, number, channels in lost(reference, path, received) if number == channels]
         if gone:
             what = f"'{gone[0]}' differs from Keras by as much as it varies: its values say nothing"
             checks[0] = dataclasses.replace(checks[0], error=what)
-    if machine is not None:
-        checks.append(check_on(machine, reference, [path], accepted)[0][0])
     return checks
 
 
@@ -116,7 +129,7 @@ def tolerances(expected, quantize=None, content=None, received=None):
     steps = metadata.output_steps(content) if quantize else {}
     result = {}
     for name, output in expected.items():
-        result[name] = 0.0 if is_integer(output) else _RELATIVE * magnitude(output)
+        result[name] = 0.0 if is_integer(output) else RELATIVE * magnitude(output)
         if quantize:
             rounding = difference(output, received[name]) if received and name in received else math.inf
             most = _QUANTIZED[quantize] * magnitude(output)
@@ -138,31 +151,32 @@ def check(reference, path, accepted):
 
 
 def check_on(machine, reference, paths, accepted, repeats=0):
-    """Run files on another machine, in one go, on few inputs: it may be emulated.
+    """Run files on another machine, in one go; on few inputs where it may be emulated.
 
     Returns:
-        A `Check` and the seconds of one invocation for each file.
+        A `Check` and a `process.Run` for each file.
     """
-    inputs, outputs = reference.few()
+    inputs, outputs = reference.few() if machine == "aarch64" else (reference.inputs, reference.first_outputs())
     return [
-        (failed(machine, run.error) if run.error else compare(outputs, run.outputs, accepted, machine), run.seconds)
+        (failed(machine, run.error) if run.error else compare(outputs, run.outputs, accepted, machine), run)
         for run in MACHINES[machine].run([(path, inputs) for path in paths], repeats)
     ]
 
 
-def lost(reference, path):
+def lost(reference, path, received=None):
     """Outputs that a file rounds away: triples (name, number of such channels, number of channels).
 
     Of a channel (the last axis of an output) that differs from Keras' by as much as it varies, a constant would be
-    as good.
+    as good. `received`: what a file that does not run here makes of the inputs elsewhere.
     """
     found = []
-    for name, received in reference.run(path).items():
-        if is_integer(reference.outputs[name]):
+    expected = reference.outputs if received is None else reference.first_outputs()
+    for name, output in (reference.run(path) if received is None else received).items():
+        if is_integer(expected[name]):
             continue
-        ours = np.asarray(reference.outputs[name], "float64")
+        ours = np.asarray(expected[name], "float64")
         channels = ours.shape[-1] if ours.ndim > 1 else 1
-        ours, theirs = ours.reshape(-1, channels), np.asarray(received, "float64").reshape(-1, channels)
+        ours, theirs = ours.reshape(-1, channels), np.asarray(output, "float64").reshape(-1, channels)
         variance = ours.var(axis=0)
         is_lost = (variance > 0) & (((theirs - ours) ** 2).mean(axis=0) >= variance)
         if is_lost.any() and len(ours) >= 8:  # the variance of fewer says little

@@ -55,7 +55,7 @@ def stored(model):
             values, shape = graph.values(index), graph.shape(index)
             if values is None or graph.type(index) not in WEIGHT_TYPES or len(shape) < 2 or not math.prod(shape):
                 continue
-            nonzero, (name, operator) = int(np.count_nonzero(values)), _use(graph, index)
+            nonzero, (name, operator) = int(np.count_nonzero(values)), use(graph, index)
             indices, encoding = sparse_format.describe(tensor.sparsity) if tensor.sparsity else (0, "dense")
             rows.append(
                 TensorEncoding(
@@ -73,7 +73,32 @@ def stored(model):
     return in_order(rows, multiply_adds(model))
 
 
-def _use(graph, index):
+def shared(uses, nonzero, encoding, size, dense_bytes, reason):
+    """`TensorEncoding`s of tensors that share a buffer, whose bytes are counted for the first alone.
+
+    Args:
+        uses: Triples (name, operator, array) of them.
+        nonzero: How many entries of each are not zero.
+        encoding, size, dense_bytes, reason: How the buffer is stored, its bytes, what they are dense, and why it is.
+    """
+    first = uses[0][2]
+    counted = (size, dense_bytes, sparse_format.floor_bytes(first.size, nonzero, first.itemsize))
+    return [
+        TensorEncoding(
+            name,
+            operator,
+            array.shape,
+            array.dtype.name,
+            1 - nonzero / array.size,
+            encoding,
+            *((0, 0, 0) if number else counted),
+            reason if nonzero < array.size else "",
+        )
+        for number, (name, operator, array) in enumerate(uses)
+    ]
+
+
+def use(graph, index):
     """The name of a constant and the operator that computes with it, behind DENSIFY and DEQUANTIZE."""
     name = graph.name(index)
     while readers := graph.readers.get(index):

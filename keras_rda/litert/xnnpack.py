@@ -6,6 +6,7 @@ reported here, and mended by `repair.repair_tails`.
 """
 
 import dataclasses
+import math
 import pathlib
 import platform
 
@@ -15,6 +16,11 @@ from keras_rda.litert import flatbuffer
 from keras_rda.litert.clusters import Clusters
 from keras_rda.litert.delegation import Role
 from keras_rda.litert.graph import Graph
+from keras_rda.litert.layer_names import shortened
+
+# What a weight costs in kernels for blocks of output channels, which have no SIMD in WebAssembly, beside one of a dense
+# convolution: LiteRT.js 2.5.3, MobileNetV1 with zeros in blocks of 4.
+_PLAIN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +34,9 @@ class SparseKernels:
         zeros: Share of zeros in the weights that XNNPACK counts: of those convolutions and the dense layers behind
             them; if there are none, of all 1×1 convolutions and dense layers. More than 2/3 are needed.
         faults: Those of `reasons` for which the file is wrong or does not load where the kernels exist.
+        blocks: Of each of the `operators`, how many output channels its sparse kernel computes together: 1, 2 or 4.
+        browser: Which of them are slower than dense in WebAssembly, and why; `""` if none is.
+        is_slower_in_browser: Whether they are slower all together, estimated from that.
     """
 
     eligible: bool
@@ -35,10 +44,13 @@ class SparseKernels:
     operators: tuple[str, ...]
     zeros: float
     faults: tuple[str, ...] = ()
+    blocks: tuple[int, ...] = ()
+    browser: str = ""
+    is_slower_in_browser: bool = False
 
 
 def sparse_kernels(path):
-    """Say whether a LiteRT file runs faster for its zeros on Arm; return `SparseKernels`.
+    """Say whether a LiteRT file runs faster for its zeros on Arm and in browsers; return `SparseKernels`.
 
     Args:
         path: The `.tflite` file.
@@ -68,20 +80,51 @@ def _cpu_flags():
     return set(cpuinfo.read_text().split()) if cpuinfo.is_file() else {"avx"}
 
 
-def analyze(model):
-    """Analyse a `ModelT`; return its `SparseKernels` and `Clusters`."""
+def analyze(model, subgraph=None):
+    """Analyse a subgraph of a `ModelT`, by default the first; return its `SparseKernels` and `Clusters`."""
     try:
-        clusters = Clusters(Graph(model))
+        clusters = Clusters(Graph(model, subgraph))
+        nodes, delegation = clusters.nodes, clusters.delegation
+        runs = [node for node in nodes if node.engaged and node.kind == "CONV_2D"]
+        masks = [delegation.nonzero(node) for node in runs]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(f"The LiteRT file's operators are damaged: {error!r}.") from error
-    nodes, delegation = clusters.nodes, clusters.delegation
-    runs = [node for node in nodes if node.engaged and node.kind == "CONV_2D"]
     counted = [node for node in nodes if delegation.counts(node) and (node.engaged or not runs)]
     zeros, elements = np.sum([delegation.zeros(node) for node in counted], axis=0) if counted else (0, 0)
     share = float(zeros / elements) if elements else 0.0
     faults = tuple(f"{node}: {fault}" for node, fault in clusters.faults.items())
     reasons = faults or (() if runs else tuple(_reasons(clusters, share)))
-    return SparseKernels(bool(runs and not faults), reasons, tuple(node.name for node in runs), share, faults), clusters
+    blocks = tuple(map(_block, masks))
+    names = tuple(node.name for node in runs)
+    if faults or not runs:
+        return SparseKernels(False, reasons, names, share, faults, blocks), clusters
+    positions = np.array([math.prod(delegation.shape(node.output)[1:3]) for node in runs])
+    dense = positions * [mask.size for mask in masks]
+    browser = positions * [mask.sum() * (_PLAIN if b > 1 else 1) for mask, b in zip(masks, blocks, strict=True)]
+    slow = [f"'{shortened(runs[index].name)}'" for index in np.flatnonzero(browser > dense)]
+    text = _slower(slow, len(runs)) if slow else ""
+    return SparseKernels(True, (), names, share, (), blocks, text, bool(browser.sum() > dense.sum())), clusters
+
+
+def _block(mask):
+    """How many output channels XNNPACK's kernel for a bool array (outputs, inputs) of non-zeros computes together.
+
+    As in its `src/operators/convolution-nchw.c`: 4 or 2 where blocks that are not empty are filled to nine tenths.
+    """
+    for size in (4, 2):
+        filled = mask[: len(mask) // size * size].reshape(-1, size, mask.shape[1])
+        if filled.sum() * 10 >= filled.any(axis=1).sum() * size * 9:
+            return size
+    return 1
+
+
+def _slower(names, convolutions):
+    listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (
+        f"{len(names)} of {convolutions} sparse convolutions are slower than dense in browsers: {listed}. Their zeros "
+        "are few, or come in blocks of output channels, for which WebAssembly has no fast kernels; for 30 % of zeros, "
+        "scattered, it has."
+    )
 
 
 def _reasons(clusters, share):

@@ -14,7 +14,11 @@ import sys
 
 from keras_rda.litert.machines import process
 
+BATCH_SIZE = None
+REPEATS = 5
+MULTIPLE_OF = 1
 VERSIONS = "versions.txt"  # the last file of a set-up: what it consists of
+_EMULATOR = "qemu-aarch64-static"
 
 
 def folder():
@@ -25,7 +29,12 @@ def folder():
 
 def is_ready():
     """Whether `run` works here: on an Arm machine always, elsewhere once the emulation is set up."""
-    return is_arm() or (folder() / VERSIONS).is_file()
+    return is_arm() or is_set_up(folder())
+
+
+def is_set_up(place):
+    """Whether `aarch64_set_up` finished in the folder `place`."""
+    return (place / VERSIONS).is_file() and (place / _EMULATOR).is_file()
 
 
 def check_ready():
@@ -74,7 +83,7 @@ def python(place):
         f"LD_LIBRARY_PATH={libraries}:{root / 'lib/aarch64-linux-gnu'}",
         f"PYTHONHOME={root / 'usr'}",
         f"PYTHONPATH={place / 'site'}",
-        str(place / "qemu-aarch64-static"),
+        str(place / _EMULATOR),
         *("-cpu", "cortex-a76", "-L", str(root)),
         str(root / "usr/bin/python3"),
     ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_rda.litert import flatbuffer, graph
 from keras_rda.litert.machines import aarch64
-from keras_rda.litert.machines.process import last_line
+from keras_rda.litert.machines.process import telling_line
 
 # LiteRT's processor detection reads these and crashes on those of an x86 host. A Cortex-A76: with fp16 arithmetic and
 # dot products, as phones since 2018.
@@ -49,7 +49,7 @@ def set_up(folder=None, log=print):
     place = pathlib.Path(folder).expanduser().absolute() if folder else aarch64.folder()
     if aarch64.is_arm():
         return log("This is an Arm machine: its own Python runs the files.")
-    if (place / aarch64.VERSIONS).is_file():
+    if aarch64.is_set_up(place):
         return log(f"{place} is ready: {(place / aarch64.VERSIONS).read_text()}")
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
@@ -149,7 +149,7 @@ def _call(*command):
     process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
     if process.returncode:
         tool = "pip" if "pip" in command else command[0]
-        raise RuntimeError(f"{tool} failed: {last_line(process.stderr) or process.returncode}")
+        raise RuntimeError(f"{tool} failed: {telling_line(process.stderr) or process.returncode}")
 
 
 def small_file():

@@ -4,14 +4,15 @@ import pathlib
 
 import numpy as np
 
-from keras_rda.litert import flatbuffer
+from keras_rda.litert import decode, flatbuffer
+from keras_rda.litert.machines import interface
 from keras_rda.types import Path
 
 RUNTIMES = {"default delegate": True, "no delegates": False}  # name → whether delegates are used
 
 
 def predict(path: Path, inputs: np.ndarray | dict[str, np.ndarray], delegates: bool = True) -> dict[str, np.ndarray]:
-    """Run the LiteRT file at `path` on one batch.
+    """Run the LiteRT file at `path` on one batch; on several, one after the other, if it takes no such number at once.
 
     Args:
         path: The file.
@@ -25,10 +26,11 @@ def predict(path: Path, inputs: np.ndarray | dict[str, np.ndarray], delegates: b
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a LiteRT file, or the inputs' names or shapes are not those of the file.
+        ValueError: the file is not a LiteRT file, or one for TFLite Micro, or the inputs' names or shapes are not those
+            of the file.
         RuntimeError: the runtime refuses the file.
     """
-    read(path)
+    check_runs(path, read(path))
     return run(path, inputs, delegates)
 
 
@@ -45,6 +47,16 @@ def read(path):
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     return flatbuffer.read(path)
+
+
+def check_runs(path, model):
+    """Raise a `ValueError` for a `ModelT` that only a microcontroller's runtime takes, or whose names repeat."""
+    if decode.is_decoded(model):
+        raise ValueError(
+            f"The file {str(path)!r} has constants that only TFLite Micro decodes: machine='micro' runs it."
+        )
+    if model.signatureDefs:
+        interface.of(model)
 
 
 def interpreter(path, delegates=True):
@@ -70,13 +82,23 @@ def run(path, inputs, delegates=True, calls=1):
         names = sorted(inputs) if isinstance(inputs, dict) else "one array"
         raise ValueError(f"The file {str(path)!r} takes a dict of the inputs {sorted(details)}; received {names}.")
     arrays = {name: np.asarray(given[name], detail["dtype"]) for name, detail in details.items()}
+    batches = set()
     for name, array in arrays.items():
         shape = tuple(int(size) for size in details[name]["shape_signature"])
-        if len(shape) != array.ndim or any(a not in (-1, b) for a, b in zip(shape, array.shape, strict=True)):
+        size = shape[0] if shape and shape[0] > 0 else len(array) if array.ndim else 1
+        fits = len(shape) == array.ndim and all(a in (-1, b) for a, b in zip(shape[1:], array.shape[1:], strict=True))
+        if not fits or (shape and shape[0] > 0 and (not len(array) or len(array) % size)):
             raise ValueError(
                 f"The input '{name}' of {str(path)!r} has the shape {shape} (-1: any); received {array.shape}."
             )
-    return in_a_row([runner(**arrays) for _ in range(calls)])
+        batches.add(len(array) // size if size and array.ndim else 1)
+    if len(batches) > 1:
+        raise ValueError(f"The inputs are enough for {sorted(batches)} batches of {str(path)!r}: give as much of each.")
+    parts = [arrays]
+    if (number := batches.pop()) > 1:
+        split = {name: np.split(array, number) for name, array in arrays.items()}
+        parts = [{name: pieces[place] for name, pieces in split.items()} for place in range(number)]
+    return in_a_row([runner(**part) for _ in range(calls) for part in parts])
 
 
 def in_a_row(results):

@@ -1,0 +1,82 @@
+"""A network of keyword-spotting size as a file for microcontrollers, dense and with nine zeros in ten.
+
+    python -m pip install 'keras_rda[micro]'
+    python examples/microcontroller.py
+
+There are no sounds in the package: its digits, stretched to the 49×10 cepstral coefficients of a second, stand in for
+them. DS-CNN is trained by the recipe and exported in int8 for TFLite Micro: without its dead channels, for a runtime of
+any age, and with its zeros left out too, which needs DECODE; of the latter a C header is written. Prints flash, arena
+(RAM) and time of both beside the dense file, and top-1 on the test images, in TFLite Micro's interpreter.
+"""
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
+
+import keras
+import numpy as np
+from recipe import train
+from rich.console import Console
+from rich.table import Table
+
+import keras_rda
+from keras_rda.litert.machines import micro
+
+
+def network(width):
+    digits = keras.Input((8, 8, 1), name="digit")
+    stretched = keras.layers.Resizing(49, 10)(digits)
+    return keras.Model(digits, keras_rda.models.DSCNN((49, 10, 1), 10, width)(stretched))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--sparsity", type=float, default=0.9, help="wanted σ of the kernels")
+    parser.add_argument("--width", type=int, default=64, help="filters of each layer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).parent / "output")
+    arguments = parser.parse_args()
+    if arguments.epochs < 2:
+        parser.error(f"--epochs must be at least 2; received {arguments.epochs}")
+    micro.check_ready()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(arguments.seed)
+    (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
+    mean, deviation = x_train.mean((0, 1, 2)), x_train.std((0, 1, 2))
+    x_train, x_test = (((x - mean) / deviation).astype("float32") for x in (x_train, x_test))
+
+    model = network(arguments.width)
+    train(model, x_train, y_train, arguments.epochs, 32, arguments.sparsity)
+    plain = keras.Model(model.inputs, model.outputs)  # the same layers, without the optimizer
+    plain.save(arguments.output / "digits-ds-cnn.keras")
+
+    table = Table("file", title=f"DS-CNN in int8, σ {keras_rda.sparsity(model, kernels_only=True):.4f}, TFLite Micro")
+    for column in ("flash, bytes", "arena, bytes", "time", "top-1"):
+        table.add_column(column, justify="right")
+    rows = []
+    for name, sparse, header in (
+        ("channels removed", False, None),
+        ("zeros left out", True, arguments.output / "digits_ds_cnn.h"),
+    ):
+        file = arguments.output / ("digits-ds-cnn.tflite" if sparse else "digits-ds-cnn-dense.tflite")
+        report = keras_rda.export(model, file, "int8", x_train[:200], "micro", sparse=sparse, header=header)
+        (run,) = micro.run([(file, x_test)])
+        (logits,) = run.outputs.values()
+        measured, top1 = report.measured, 100 * np.mean(np.argmax(logits, -1) == y_test)
+        time = f"{1 / measured.ratio:.2f}" if measured.ratio else "1.00"  # there was no channel to remove
+        rows.append((name, f"{report.bytes:,}", f"{measured.arena:,}", time, f"{top1:.2f}"))
+    table.add_row("dense", f"{report.dense_bytes:,}", f"{measured.dense_arena:,}", "1.00", "")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=120)
+    console.print(table)
+    top1 = 100 * np.mean(np.argmax(model.predict(x_test, batch_size=360, verbose=0), -1) == y_test)
+    console.print(f"Top-1 in Keras: {top1:.2f}. For the resolver: {', '.join(measured.resolver)}.")
+
+
+if __name__ == "__main__":
+    main()
