@@ -133,7 +133,7 @@ def test_accuracy(tmp_path):
     """Real runs on the embedded digits; what is done already is not done again, and a line cut off by a kill is."""
     results = tmp_path / "results.jsonl"
     arguments = ("--task", "digits", "--seed", 0, "--epochs", 32, "--sparsity", 0.9, "--results", results)
-    methods = ("l1_threshold", "fine_tuning", "gmp", "rigl", "acdc")
+    methods = ("l1_threshold", "fine_tuning", "gmp")
     output = run("benchmarks/accuracy.py", *arguments, "--method", *methods).stdout
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert {line["method"] for line in lines} == set(methods)
@@ -146,7 +146,7 @@ def test_accuracy(tmp_path):
         assert line["versions"]["keras"] == keras.version()
     assert results.with_suffix(".png").stat().st_size > 10_000
     assert [0.8 < line["dense_top1"] < 1 for line in lines if line["method"] == "fine_tuning"] == [True]
-    assert {line["method"] for line in lines if "settings" in line} == {"gmp", "rigl", "acdc"}
+    assert {line["method"] for line in lines if "settings" in line} == {"gmp"}
     results.write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]) + json.dumps(lines[-1])[:50])
     again = run("benchmarks/accuracy.py", *arguments, "--method", *methods)
     assert f"1/1 digits {lines[-1]['method']}" in again.stdout
