@@ -1,5 +1,6 @@
 """Fixtures. Run with KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax."""
 
+import importlib.metadata
 import multiprocessing
 import pathlib
 import sys
@@ -95,7 +96,8 @@ def runs_compiled(tmp_path_factory):
     computed from a free batch size.
     For modules that export: `pytestmark = pytest.mark.usefixtures("runs_compiled")`.
     """
-    if BACKEND != "tensorflow":
+    version = tuple(map(int, importlib.metadata.version("ai-edge-litert").split(".")[:2]))
+    if BACKEND != "tensorflow" or version < (2, 3):  # where its Python interface tells no shapes
         yield
         return
     folder, exported, original = tmp_path_factory.mktemp("compiled"), [], exporting.check

