@@ -1,5 +1,6 @@
 """Fixtures. Run with KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax."""
 
+import contextlib
 import importlib.metadata
 import multiprocessing
 import pathlib
@@ -59,6 +60,29 @@ def _fresh_state():
     keras.config.set_floatx("float32")
 
 
+@contextlib.contextmanager
+def exported_files(folder, wanted):
+    """A list that grows with every export: (copies in `folder` of the files `wanted` of it, `Reference`, tolerances).
+
+    `wanted` takes a `candidates.File` that was right and returns those to copy, none to leave it out. What is exported
+    for microcontrollers is left out.
+    """
+    exported, original = [], exporting.check
+
+    def check(reference, file, dense, tolerances, machine):
+        result = original(reference, file, dense, tolerances, machine)
+        if machine != "micro" and all(check.passed for check in result[0]) and (files := wanted(file)):
+            paths = [folder / f"{len(exported)}-{number}.tflite" for number in range(len(files))]
+            for path, each in zip(paths, files, strict=True):
+                path.write_bytes(each.path.read_bytes())
+            exported.append((paths, reference, tolerances))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "check", check)
+        yield exported
+
+
 @pytest.fixture(scope="module")
 def runs_on_aarch64(tmp_path_factory):
     """Where AArch64 is set up, every file that the tests of a module export runs there too, in one process.
@@ -68,20 +92,9 @@ def runs_on_aarch64(tmp_path_factory):
     if BACKEND != "tensorflow" or not aarch64.is_ready():
         yield
         return
-    folder, exported, original = tmp_path_factory.mktemp("aarch64"), [], exporting.check
-
-    def check(reference, file, dense, tolerances, machine):
-        result = original(reference, file, dense, tolerances, machine)
-        if machine != "micro" and all(check.passed for check in result[0]):
-            copy = folder / f"{len(exported)}.tflite"
-            copy.write_bytes(file.path.read_bytes())
-            exported.append((copy, reference, tolerances))
-        return result
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "check", check)
+    with exported_files(tmp_path_factory.mktemp("aarch64"), lambda file: [file]) as exported:
         yield
-    runs = aarch64.run([(path, reference.inputs) for path, reference, _ in exported]) if exported else []
+    runs = aarch64.run([(path, reference.inputs) for (path,), reference, _ in exported]) if exported else []
     for run, (_, reference, tolerances) in zip(runs, exported, strict=True):
         assert not run.error
         assert verification.compare(reference.first_outputs(), run.outputs, tolerances).passed
@@ -100,19 +113,9 @@ def runs_compiled(tmp_path_factory):
     if BACKEND != "tensorflow" or version < (2, 3):  # where its Python interface tells no shapes
         yield
         return
-    folder, exported, original = tmp_path_factory.mktemp("compiled"), [], exporting.check
-
-    def check(reference, file, dense, tolerances, machine):
-        result = original(reference, file, dense, tolerances, machine)
-        if machine != "micro" and file is not file.twin and all(check.passed for check in result[0]):
-            paths = [folder / f"{len(exported)}-{name}.tflite" for name in ("sparse", "dense")]
-            for path, each in zip(paths, (file, file.twin), strict=True):
-                path.write_bytes(each.path.read_bytes())
-            exported.append((paths, reference, tolerances))
-        return result
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporting, "check", check)
+    with exported_files(
+        tmp_path_factory.mktemp("compiled"), lambda file: [] if file is file.twin else [file, file.twin]
+    ) as exported:
         yield
     jobs = [(path, reference.few()[0]) for paths, reference, _ in exported for path in paths]
     runs = process.run(jobs, 0, 600, [sys.executable], (COMPILED, process.RUNNER.parent)) if jobs else []

@@ -117,13 +117,9 @@ def _encodings(quantize, machine, sparse):
         return {"sparse": decode.encode}
     # The strategies differ only where weights are quantised.
     return {
-        "sparse" if number == 0 else f"sparse, {strategy}": functools.partial(_encode, strategy)
+        "sparse" if number == 0 else f"sparse, {strategy}": functools.partial(encode.encode, strategy=strategy)
         for number, strategy in enumerate(encode.STRATEGIES if quantize else encode.STRATEGIES[:1])
     }
-
-
-def _encode(strategy, graph):
-    return encode.encode(graph, strategy)
 
 
 def _converted(model, quantize, samples, batch_size):

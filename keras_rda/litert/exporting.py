@@ -233,15 +233,9 @@ def _batch_size(model, machine, batch_size):
 
 
 def _check_header(path, machine):
-    path = pathlib.Path(path)
     if machine != "micro":
         raise ValueError(f"header is for microcontrollers: it needs machine='micro'; received machine={machine!r}.")
-    if path.suffix != ".h":
-        raise ValueError(f"header must end in '.h'; received {str(path)!r}.")
-    if path.is_dir():
-        raise ValueError(f"header must name a file; {str(path)!r} is a directory.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
+    check_path(pathlib.Path(path), ".h", "header")
     check_name(_array_name(path))
 
 
@@ -256,12 +250,12 @@ def gzip_bytes(path):
     return len(gzip.compress(path.read_bytes(), compresslevel=6))
 
 
-def check_path(path):
-    """Raise unless a LiteRT file can be written to `path`."""
-    if path.suffix != ".tflite":
-        raise ValueError(f"path must end in '.tflite'; received {str(path)!r}.")
+def check_path(path, ending=".tflite", argument="path"):
+    """Raise unless a file with this ending can be written to `path`, an argument of this name."""
+    if path.suffix != ending:
+        raise ValueError(f"{argument} must end in {ending!r}; received {str(path)!r}.")
     if path.is_dir():
-        raise ValueError(f"path must name a file; {str(path)!r} is a directory.")
+        raise ValueError(f"{argument} must name a file; {str(path)!r} is a directory.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
 
