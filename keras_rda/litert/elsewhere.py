@@ -1,12 +1,11 @@
 """How a file does on the machine that was asked for, beside the dense one: whether right, how fast, in which memory."""
 
 import dataclasses
-import statistics
 
 import numpy as np
 
 from keras_rda.litert import decode, header, verification
-from keras_rda.litert.machines import MACHINES
+from keras_rda.litert.machines import MACHINES, process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,25 +70,18 @@ def measure(machine, reference, file, dense, tolerances):
     found = dict(zip(paths, results, strict=True))
     (check, run), (_, other) = found[file.path], found[dense.path]
     if machine != "micro":
-        return check, Measured(machine, _ratio(run, other))
+        return check, Measured(machine, process.ratio(run, other))
     _, twin = found[file.twin.path]
     if check.passed and twin.outputs and not _are_equal(run.outputs, twin.outputs):
         check = verification.failed(machine, "differs from the same network with its weights dense")
     return check, Measured(
         machine,
-        _ratio(run, other),
+        process.ratio(run, other),
         run.arena,
         other.arena,
         decode.is_decoded(file.model),
         tuple(header.resolver_calls(file.model)),
     )
-
-
-def _ratio(run, dense):
-    if run is dense or not run.times or not dense.times:
-        return None
-    ratios = [theirs / ours for theirs, ours in zip(dense.times, run.times, strict=True) if ours]
-    return statistics.median(ratios) if ratios else None
 
 
 def _are_equal(outputs, others):

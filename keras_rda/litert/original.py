@@ -124,9 +124,7 @@ class Original:
                 check = there if there.passed else check
             checks.append(check)
         failed = [check for check in checks if not check.passed]
-        times = [(source.seconds, other.seconds) for source, other in zip(runs[::2], runs[1::2], strict=True)]
-        ratio = times[0][0] / times[0][1] if all(times[0]) else None
-        return failed[0] if failed else verification.worst(checks), ratio
+        return failed[0] if failed else verification.worst(checks), process.ratio(runs[1], runs[0])
 
     def _sizes(self, entry):
         """Batches, 1 among them, and a size of other unknown dimensions with which an entry runs.

@@ -40,6 +40,14 @@ class Run:
         return statistics.median(self.times) if self.times else None
 
 
+def ratio(run, other):
+    """Times of another `Run` over this one's, the median of rounds in turns; None for itself, or without times."""
+    if run is other or not run.times or not other.times:
+        return None
+    ratios = [theirs / ours for theirs, ours in zip(other.times, run.times, strict=True) if ours]
+    return statistics.median(ratios) if ratios else None
+
+
 def run(jobs, repeats, timeout, command, script=(RUNNER,), write=None, read=None):
     """Run LiteRT files with the Python that a command line starts; arguments and errors as for `aarch64.run`.
 
