@@ -1,19 +1,26 @@
 """Networks, batches and results that accuracy.py and accuracy_tfmot.py share; the Keras in use is an argument."""
 
 import dataclasses
+import json
 import os
+import pathlib
 import platform
+import sys
 from collections.abc import Callable
 
 import numpy as np
 
 import keras_rda.datasets
 
-KEY = ("task", "method", "sparsity", "seed", "epochs")
+sys.path.append(str(pathlib.Path(__file__).parents[2]))  # where scripts find `examples`
+from examples.paper import data
+from examples.paper.results import COMPARED as KEY
+
 METHODS = (
     *("dense", "recipe", "tfmot", "gmp", "rigl", "acdc", "l1_threshold", "fine_tuning", "channels"),
     *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
 )
+DTYPES = ("float32", "mixed_bfloat16")
 DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
 MACHINE = f"{os.cpu_count()} × {platform.machine()}"
 
@@ -22,7 +29,8 @@ MACHINE = f"{os.cpu_count()} × {platform.machine()}"
 class Cell:
     """One training run: `sparsity` is the wanted σ of the kernels, 0 for dense training.
 
-    `model` is a file to save to; `dense` one of the same cell's dense training, which is then not done again.
+    `threads` are TensorFlow's, None for all. `model` is a file to save to; `dense` one of the same cell's dense
+    training, which is then not done again.
     """
 
     task: str
@@ -31,56 +39,44 @@ class Cell:
     seed: int
     epochs: int
     data_dir: str | None
-    threads: int
+    threads: int | None
     model: str | None = None
     dense: str | None = None
+    dtype: str = "float32"  # what layers compute in
+    backend: str = "tensorflow"
 
     def key(self):
         return tuple(getattr(self, name) for name in KEY)
 
 
-def convolutions(keras, layers, input_shape, regularizer=None):
+def convolutions(keras, layers, input_shape):
     """Four strided 3×3 convolutions with batch normalisation; 221k weights."""
-    return _plain(keras, layers, input_shape, regularizer, ((24, 2), (48, 2), (96, 2), (192, 2)))
+    return _plain(keras, layers, input_shape, ((24, 2), (48, 2), (96, 2), (192, 2)))
 
 
-def wide(keras, layers, input_shape, regularizer=None):
+def wide(keras, layers, input_shape):
     """Five 3×3 convolutions without shortcuts, so that every channel but the classes can be removed; 1.1 M weights."""
-    return _plain(keras, layers, input_shape, regularizer, ((64, 2), (128, 2), (128, 1), (256, 2), (256, 1)))
+    return _plain(keras, layers, input_shape, ((64, 2), (128, 2), (128, 1), (256, 2), (256, 1)))
 
 
-def _plain(keras, layers, input_shape, regularizer, convolutions):
+def _plain(keras, layers, input_shape, convolutions):
     model = [layers.Input(input_shape)]
     for filters, strides in convolutions:
         model += [
-            layers.Conv2D(
-                filters,
-                3,
-                strides=strides,
-                padding="same",
-                use_bias=False,
-                kernel_initializer="he_normal",
-                kernel_regularizer=regularizer,
-            ),
+            layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False, kernel_initializer="he_normal"),
             layers.BatchNormalization(momentum=0.9),
             layers.ReLU(),
         ]
-    model += [layers.GlobalAveragePooling2D(), layers.Dense(10, kernel_regularizer=regularizer)]
+    model += [layers.GlobalAveragePooling2D(), layers.Dense(10, dtype="float32")]  # logits: those of bfloat16 tie
     return keras.Sequential(model)
 
 
-def residual(keras, layers, input_shape, regularizer=None):
+def residual(keras, layers, input_shape):
     """ResNet-20 (He et al., 2016, section 4.2) behind a stem of stride 2: a quarter of its work; 272k weights."""
 
     def convolution(x, filters, size, strides):
         x = layers.Conv2D(
-            filters,
-            size,
-            strides=strides,
-            padding="same",
-            use_bias=False,
-            kernel_initializer="he_normal",
-            kernel_regularizer=regularizer,
+            filters, size, strides=strides, padding="same", use_bias=False, kernel_initializer="he_normal"
         )(x)
         return layers.BatchNormalization(momentum=0.9)(x)
 
@@ -93,7 +89,12 @@ def residual(keras, layers, input_shape, regularizer=None):
             x = layers.ReLU()(convolution(x, filters, 3, strides))
             x = layers.ReLU()(layers.Add()([shortcut, convolution(x, filters, 3, 1)]))
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(images, layers.Dense(10, kernel_regularizer=regularizer)(x))
+    return keras.Model(images, layers.Dense(10, dtype="float32")(x))
+
+
+def resnet18(keras, layers, input_shape):
+    """The paper's ResNet18, of Keras 3 only; 11.2 M weights."""
+    return keras_rda.models.ResNet18(input_shape)
 
 
 MOMENTUM = 0.9
@@ -133,16 +134,30 @@ TASKS = {
     "fashion_mnist": Task("fashion_mnist", (28, 28, 1), convolutions, 20, augmented=False, weight_decay=1e-3),
     "fashion_mnist_residual": Task("fashion_mnist", (28, 28, 1), residual, 10, augmented=False, weight_decay=1e-3),
     "cifar10": Task("cifar10", (32, 32, 3), residual, 10, True, recipe=Recipe(2.0, 1e-3, 0.9)),
+    "cifar10_resnet18": Task("cifar10", (32, 32, 3), resnet18, 120, augmented=True),
     "cifar10_plain": Task("cifar10", (32, 32, 3), wide, 10, augmented=True),
 }
 BATCH_SIZE = 128
 
 
+def make_cell(task, method, sparsity, seed, epochs=None, **others):
+    """A cell with the epochs of its task, unless told otherwise, and σ 0 where the method has no target."""
+    return Cell(task, method, 0.0 if method in DENSE else sparsity, seed, epochs or TASKS[task].epochs, **others)
+
+
+def dataset(cell):
+    """The images and labels of a cell, for JAX with their augmentation."""
+    task = TASKS[cell.task]
+    if task.dataset == "digits":
+        (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
+        return data.Arrays(x_train, y_train.astype("int32"), x_test, y_test.astype("int32"), 10, task.augmented)
+    return data.load(task.dataset, cell.data_dir, augmentation="standard" if task.augmented else "none")
+
+
 def load(sequence, cell):
     """The training batches as a `sequence` (the base class of the Keras in use), and the test images and labels."""
-    name = TASKS[cell.task].dataset
-    sets = keras_rda.datasets.load_digits() if name == "digits" else keras_rda.datasets.load(name, cell.data_dir)
-    (x_train, y_train), (x_test, y_test) = sets
+    arrays = dataset(cell)
+    x_train, y_train, x_test, y_test = arrays.x_train, arrays.y_train, arrays.x_test, arrays.y_test
     mean, deviation = x_train.mean((0, 1, 2)), x_train.std((0, 1, 2))
 
     def standardised(images):
@@ -211,9 +226,20 @@ def limit_threads(threads):
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
-def result(cell, top1, sparsity, seconds, train_top1, versions, backend):
+def result(cell, top1, sparsity, seconds, train_top1, versions, machine=MACHINE):
     """A line of the results."""
     places = ("data_dir", "model", "dense")  # of this machine
     cell = {name: value for name, value in dataclasses.asdict(cell).items() if name not in places}
     measured = {"top1": top1, "sigma": float(sparsity), "train_top1": float(train_top1), "seconds": round(seconds, 1)}
-    return cell | measured | {"backend": backend, "versions": versions, "machine": MACHINE}
+    return cell | measured | {"versions": versions, "machine": machine}
+
+
+def read(file):
+    """The results so far; a line that was cut off by a kill is left out."""
+    lines = []
+    for line in filter(None, file.read_text().splitlines() if file.exists() else ()):
+        try:
+            lines.append({"dtype": "float32", "backend": "tensorflow"} | json.loads(line))  # before there was a choice
+        except json.JSONDecodeError:
+            print(f"{file}: a line that is cut off is left out: {line[:60]}…", file=sys.stderr)
+    return lines

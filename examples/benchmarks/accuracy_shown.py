@@ -22,18 +22,27 @@ def grouped(results, *names):
     return groups
 
 
+def with_places(results):
+    """Results with what can be compared, as text: the task, and backend and type unless they are the usual ones."""
+    usual = {"backend": "tensorflow", "dtype": "float32"}
+    return [
+        line | {"place": ", ".join([line["task"], *(line[name] for name in usual if line[name] != usual[name])])}
+        for line in results
+    ]
+
+
 def table(results):
     shown = Table("task", "target σ", "method", title="top-1 on the test split, mean ± standard deviation over seeds")
     for name in ("top-1, %", "σ, kernels", "epochs", "seconds", "seeds"):
         shown.add_column(name, justify="right")
-    groups = grouped(results, "task", "sparsity", "epochs", "method")
-    for (task, sparsity, epochs, method), lines in sorted(groups.items(), key=lambda group: group[0][:3]):
+    groups = grouped(with_places(results), "place", "sparsity", "epochs", "method")
+    for (place, sparsity, epochs, method), lines in sorted(groups.items(), key=lambda group: group[0][:3]):
         accuracies = [100 * line["top1"] for line in lines]
         deviation = f" ± {statistics.stdev(accuracies):.2f}" if len(lines) > 1 else ""
         sigma = statistics.mean(line["sigma"] for line in lines)
         seconds = statistics.mean(line["seconds"] for line in lines)
         shown.add_row(
-            *(task, f"{sparsity:g}", method, f"{statistics.mean(accuracies):.2f}{deviation}", f"{sigma:.4f}"),
+            *(place, f"{sparsity:g}", method, f"{statistics.mean(accuracies):.2f}{deviation}", f"{sigma:.4f}"),
             *(str(epochs), f"{seconds:.0f}", str(len(lines))),
         )
     return shown
@@ -42,16 +51,16 @@ def table(results):
 def plot(results, file):
     """Top-1 of methods that were trained for several σ, over σ; and of all methods at each σ that another one has."""
     above, below = [], []
-    for (task,), lines in sorted(grouped(results, "task").items()):
+    for (place,), lines in sorted(grouped(with_places(results), "place").items()):
         several = {m: at for (m,), of in grouped(lines, "method").items() if len(at := grouped(of, "sparsity")) > 1}
         dense = {"dense": top1} if (top1 := [100 * line["top1"] for line in lines if line["method"] == "dense"]) else {}
         if several:
-            above.append((12, curves, task, several, dense))
+            above.append((12, curves, place, several, dense))
         targets = grouped(lines, "sparsity")
         for (sigma,), of in sorted(targets.items()):
             methods = {m: [100 * line["top1"] for line in at] for (m,), at in grouped(of, "method").items()}
             if (sigma or len(targets) == 1) and methods.keys() - several.keys():
-                below.append((len(dense | methods), dots, f"{task}, σ {sigma:g}", dense | methods))
+                below.append((len(dense | methods), dots, f"{place}, σ {sigma:g}", dense | methods))
     below.sort(key=lambda drawing: -drawing[0])
     rows = [[drawing] for drawing in above] + [below[start : start + 2] for start in range(0, len(below), 2)]
     heights = [0.9 + 0.2 * max(lines for lines, *_ in row) for row in rows]

@@ -50,7 +50,7 @@ def main():
     kernels = [v.numpy() for v in stripped.trainable_variables if len(v.shape) > 1]
     sigma = 1 - sum(map(np.count_nonzero, kernels)) / sum(k.size for k in kernels)
     versions = {"tensorflow": tf.__version__, "tf_keras": tf_keras.__version__, "tfmot": tfmot.__version__}
-    line = data.result(cell, top1, sigma, seconds, history["accuracy"][-1], versions, "tensorflow")
+    line = data.result(cell, top1, sigma, seconds, history["accuracy"][-1], versions)
     file = tf.lite.TFLiteConverter.from_keras_model(stripped).convert()
     print(json.dumps(line | {"bytes": len(file)}))
 

@@ -20,6 +20,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
 
 import accuracy
 import accuracy_data as data
+import accuracy_training
 import keras
 import numpy as np
 from rich.console import Console
@@ -47,7 +48,8 @@ def main():
     for seed in arguments.seed:
         dense = None
         for method, sparsity in ROUTES.items():
-            cell = accuracy.make_cell(arguments, sparsity, seed, arguments.task, method)
+            places = {"data_dir": arguments.data_dir, "threads": 1}
+            cell = data.make_cell(arguments.task, method, sparsity, seed, arguments.epochs, **places)
             model = str(arguments.output / ("-".join(map(str, cell.key())) + ".keras"))
             cells.append(dataclasses.replace(cell, model=model, dense=dense))
             dense = dense or model
@@ -60,7 +62,11 @@ def main():
     lines = [exported(cell, x_test, y_test) for cell in cells]
     files = {cell: pathlib.Path(cell.model).with_suffix(".tflite") for cell in cells}
     for line, latency in zip(lines, keras_rda.litert.benchmark(files, seconds=2), strict=True):
-        line |= {"milliseconds": 1000 * latency.median, "versions": accuracy.versions(), "machine": data.MACHINE}
+        line |= {
+            "milliseconds": 1000 * latency.median,
+            "versions": accuracy_training.versions(),
+            "machine": data.MACHINE,
+        }
         line["command"] = accuracy.command()
     arguments.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
     Console(width=120).print(table(lines))

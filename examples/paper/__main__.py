@@ -22,6 +22,12 @@ results_option = click.option(
     default=RESULTS,
     help="JSON lines; a run that they hold is not done again.",
 )
+comparisons_option = click.option(
+    "--comparisons",
+    type=click.Path(path_type=pathlib.Path, dir_okay=False),
+    default=FOLDER.parent / "benchmarks" / "results" / "accuracy.jsonl",
+    help="The same of accuracy.py.",
+)
 data_option = click.option(
     "--data-dir", help="What `prepare` wrote, or prepared tensorflow-datasets. Default: download."
 )
@@ -111,7 +117,8 @@ def run_cells(table, cells, seeds, options, data_dir, checkpoints, file):
 @click.option("--list", "listed", type=click.Path(exists=True, dir_okay=False), help="TOML. Default: queue.toml here.")
 @checkpoints_option("--checkpoints")
 @results_option
-def queue(minutes, data_dir, output, listed, checkpoints, file):
+@comparisons_option
+def queue(minutes, data_dir, output, listed, checkpoints, file, comparisons):
     start = time.monotonic()  # before what takes seconds to import
     # JAX compiles a network once, whatever λ and however often its run is put back.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(checkpoints.absolute() / "compiled"))
@@ -126,7 +133,7 @@ def queue(minutes, data_dir, output, listed, checkpoints, file):
         raise click.BadParameter(f"must be a number of minutes; received {minutes}.", param_hint="--minutes")
     try:
         runs = queue_list.read_list(listed or queue_list.QUEUE)
-        done = read(file) + read(output / "runs.jsonl")
+        done = read(file) + read(output / "runs.jsonl") + read_comparisons(comparisons)
         waiting = [run for run in runs if not run.is_done(done)]
         numbers = f"{len(runs)} runs are listed, {len(runs) - len(waiting)} are done, {len(waiting)} wait"
         click.echo(f"{numbers}, on {run_queue.training.keras.backend.backend()}:")
@@ -149,6 +156,13 @@ def read(file):
         raise click.ClickException(str(error)) from error
 
 
+def read_comparisons(file):
+    """The lines that accuracy.py wrote, as those of a queue."""
+    from examples.paper.comparison import accuracy_data
+
+    return [{"benchmark": "accuracy"} | line for line in accuracy_data.read(file)]
+
+
 @main.command(help="Write a data set as plain uint8 arrays, DIR/NAME.npz, for a machine without TensorFlow.")
 @click.argument("name", type=click.Choice(["mnist", "cifar10", "cifar100"]))
 @click.option("--data-dir", help="Prepared tensorflow-datasets. Default: download.")
@@ -162,19 +176,22 @@ def prepare(name, data_dir, output):
         raise click.ClickException(str(error)) from error
 
 
-@main.command(help="Take the lines of FILE, runs.jsonl of another machine's queue, into the results; then `render`.")
+@main.command(
+    help="Take the lines of FILE, runs.jsonl of another machine's queue, into the results of their kind; then `render`."
+)
 @click.argument("source", metavar="FILE", type=click.Path(path_type=pathlib.Path, exists=True, dir_okay=False))
 @results_option
+@comparisons_option
 @click.pass_context
-def merge(context, source, file):
-    ours = read(file)
+def merge(context, source, file, comparisons):
+    ours = read(file) + read_comparisons(comparisons)
     for line in read(source):
         words = line["command"]
         if results.holds(ours, line):
             click.echo(f"there already: {words}")
             continue
         try:
-            results.append(file, line)
+            results.append(comparisons if results.kind(line) == "accuracy" else file, line)
         except OSError as error:
             raise click.ClickException(str(error)) from error
         ours.append(line)

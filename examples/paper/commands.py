@@ -38,19 +38,26 @@ def settings(cell, seed, **options):
         known = ["table", "row", "column", "seed", "purpose", *OPTIONS]
         raise WrongSettings(f"{unknown} are none of {known}.")
     chosen = {name: default for name, (_, default, _) in OPTIONS.items()} | options
-    seed = _converted("seed", SEED, seed)
+    seed = converted("seed", SEED, seed)
     for name, value in options.items():
         if value is not None:
-            chosen[name] = _converted(name, OPTIONS[name][0], value)
+            chosen[name] = converted(name, OPTIONS[name][0], value)
     return training.Settings(cell.run, chosen.pop("epochs") or cell.run.epochs, seed, **chosen)
 
 
-def _converted(name, kind, value):
+def converted(name, kind, value):
+    """An option's value as its click type makes it.
+
+    Raises:
+        WrongSettings: it is none of that type; the message says which are.
+    """
     try:
         return kind.convert(str(value), None, None)
     except click.BadParameter as error:
         if isinstance(kind, click.IntRange):
             limits = f"a whole number from {kind.min}" + (f" to {kind.max}" if kind.max else "")
+        elif isinstance(kind, click.FloatRange):
+            limits = f"a number above {kind.min} and below {kind.max}"
         else:
             limits = f"one of {', '.join(kind.choices)}" if isinstance(kind, click.Choice) else "a number"
         raise WrongSettings(f"{name} must be {limits}; received {value!r}.") from error

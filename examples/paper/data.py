@@ -40,6 +40,16 @@ class Arrays:
         mean, deviation = self._statistics
         return (ops.cast(images, "float32") - mean.astype("float32")) / deviation.astype("float32")
 
+    def prepared(self, key, images):
+        """Images of a batch for JAX, standardised, and cropped and flipped as its `key` draws where that is wanted."""
+        import jax
+
+        if self.augmented:
+            crop, flip = jax.random.split(key)
+            offsets = jax.random.randint(crop, (2, len(images)), 0, 2 * BORDER + 1)
+            images = crop_and_flip(images, *offsets, jax.random.randint(flip, (len(images),), 0, 2))
+        return self.standardized(images)
+
     def test_batches(self, batch_size):
         for start in range(0, len(self.x_test), batch_size):
             yield self.standardized(self.x_test[start : start + batch_size]), self.y_test[start : start + batch_size]

@@ -4,11 +4,20 @@ import itertools
 import pathlib
 import tomllib
 
+import click
+
 from examples.paper import commands, results, training
+from examples.paper.comparison import Comparison, accuracy_data
 from examples.paper.tables import TABLES, WrongSettings
 
 QUEUE = pathlib.Path(__file__).with_name("queue.toml")
 SIZES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}  # training images
+COMPARISON = {  # what an entry with `task` may set beside the method
+    "epochs": click.IntRange(2),
+    "dtype": click.Choice(accuracy_data.DTYPES),
+    "seed": commands.SEED,
+    "sparsity": click.FloatRange(0, 1, min_open=True, max_open=True),
+}
 
 
 class BadList(ValueError):
@@ -38,6 +47,9 @@ class TableRun:
     def images(self):
         """Training images of an epoch."""
         return self.settings.subset or SIZES[self.settings.run.dataset]
+
+    def epochs(self):
+        return self.settings.epochs
 
 
 class StepTime:
@@ -91,7 +103,8 @@ def read_list(file=QUEUE):
         try:
             if not isinstance(entry, dict):
                 raise BadList(f"an entry is a table; received {entry!r}.")
-            make = _step_times if "benchmark" in entry else _table_runs
+            makers = {"benchmark": _step_times, "task": _comparisons}
+            make = next((make for name, make in makers.items() if name in entry), _table_runs)
             runs += make(dict(entry), defaults)
         except BadList as error:
             raise BadList(f"{file}, entry {number}: {error}") from error
@@ -121,6 +134,30 @@ def _table_runs(entry, defaults):
         ]
     except WrongSettings as error:
         raise BadList(str(error)) from error
+
+
+def _comparisons(entry, defaults):
+    entry = {"sparsity": 0.95, "seed": 0, "epochs": None, "dtype": defaults.get("dtype", "float32")} | entry
+    purpose = entry.pop("purpose", "")
+    tasks = _one_of("task", _listed(entry.pop("task")), accuracy_data.TASKS)
+    methods = [method for method in accuracy_data.METHODS if method != "tfmot"]  # which needs a process of its own
+    methods = _one_of("method", _listed(entry.pop("method", None)), methods)
+    if unknown := sorted({*entry} - {*COMPARISON}):
+        raise BadList(f"{unknown} are none of {['task', 'method', 'purpose', *COMPARISON]}.")
+    try:
+        options = {
+            name: [None if value is None else commands.converted(name, kind, value) for value in _listed(entry[name])]
+            for name, kind in COMPARISON.items()
+        }
+    except WrongSettings as error:
+        raise BadList(str(error)) from error
+    shared = {"data_dir": None, "threads": None, "backend": training.keras.backend.backend()}
+    return [
+        Comparison(accuracy_data.make_cell(task, method, sparsity, seed, epochs, dtype=dtype, **shared), purpose)
+        for epochs, dtype, seed, sparsity, task, method in itertools.product(
+            *(options[name] for name in ("epochs", "dtype", "seed", "sparsity")), tasks, methods
+        )
+    ]
 
 
 def _step_times(entry, defaults):

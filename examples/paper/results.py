@@ -17,12 +17,18 @@ SETTINGS = (
     *(*RUN, "epochs", "seed", "subset", "width", "batch_size", "dtype", "augmentation", "epsilon", "start"),
     *("backend", "constants"),
 )
+COMPARED = ("task", "method", "sparsity", "seed", "epochs", "dtype", "backend")  # what tells cells of accuracy.py apart
 MADE = ("device", "versions", "command")
 NEEDED = {
     "run": (*SETTINGS, "scaled", "top1", "top5", "sigma", "history", "seconds", *MADE),
     "step_time": ("network", "parameters", "backend", "rounds", "optimizers", "copy", *MADE),
+    "accuracy": (*COMPARED, "top1", "sigma", "train_top1", "seconds", "machine", "versions", "command"),
 }
-NUMBERS = {"run": ("top1", "top5", "sigma", "seconds", "seed", "epochs"), "step_time": ("parameters", "rounds", "copy")}
+NUMBERS = {
+    "run": ("top1", "top5", "sigma", "seconds", "seed", "epochs"),
+    "step_time": ("parameters", "rounds", "copy"),
+    "accuracy": ("sparsity", "seed", "epochs", "top1", "sigma", "train_top1", "seconds"),
+}
 # What is called different from the paper's: points of top-1, of top-5, and σ.
 DIFFERENT = {"top1": 2.0, "top5": 2.0, "sigma": 0.05}
 FACTOR = {"top1": 100, "top5": 100, "sigma": 1}
@@ -35,12 +41,12 @@ paper's. “–”: the paper does not say. ±: standard deviation over seeds. �
 
 
 def kind(line):
-    """What a line is of: `"run"`, of the tables, or `"step_time"`, of the benchmark of that name."""
+    """What a line is of: `"run"`, of the tables, or `"step_time"` or `"accuracy"`, of the benchmark of that name."""
     return line.get("benchmark", "run")
 
 
 def read(file):
-    """The lines of a results file, of either kind; a last one that a kill has cut off is left out, with a warning.
+    """The lines of a results file, of any kind; a last one that a kill has cut off is left out, with a warning.
 
     Raises:
         ValueError: a line is not one of this version's; the file is left as it is.
@@ -68,7 +74,7 @@ def read(file):
                 "name another with --results."
             )
         if str(kind(line)) not in NEEDED:
-            raise ValueError(f"{file}, line {number}, is of the benchmark {kind(line)!r}; known is step_time.")
+            raise ValueError(f"{file}, line {number}, is of the benchmark {kind(line)!r}; known: step_time, accuracy.")
         if missing := [name for name in NEEDED[kind(line)] if name not in line]:
             raise ValueError(f"{file}, line {number}, lacks {missing}: remove the line; its run is done again.")
         wrong = [name for name in NUMBERS[kind(line)] if type(line[name]) not in (int, float)]
@@ -89,11 +95,12 @@ def find(lines, settings):
 
 
 def holds(lines, line):
-    """Whether lines hold the measurement of this one: of a run the same settings and constants, else the same line."""
-    if kind(line) != "run":
+    """Whether lines hold the measurement of this one: the same settings; of times of updates the same line."""
+    if kind(line) == "step_time":
         return line in lines
-    runs = (other for other in lines if kind(other) == "run")
-    return any(all(other[name] == line[name] for name in SETTINGS) for other in runs)
+    names = {"run": SETTINGS, "accuracy": COMPARED}[kind(line)]
+    same_kind = (other for other in lines if kind(other) == kind(line))
+    return any(all(other[name] == line[name] for name in names) for other in same_kind)
 
 
 def append(file, line):

@@ -34,7 +34,8 @@ class Queue:
     """Runs what is on a list until it is empty or the time is over; passed to `training.train` as its `clock`.
 
     The first run in order that can end in the time that is left comes first. A run that cannot end, as its first epochs
-    show, is put back if one of the others can; else it trains on, and its checkpoint is what remains.
+    show, is put back if one of the others can; else it trains on, and its checkpoint is what remains. A comparison and
+    the benchmark of update times have none: they are begun only where they can end, and a comparison that cannot stops.
 
     Args:
         runs: What `read_list` returned, without what is done already.
@@ -66,7 +67,7 @@ class Queue:
             return STEP_TIME
         if not self.seconds:
             return 0.0
-        epochs = run.settings.epochs - Checkpoint(self.checkpoints, run.settings).epochs()
+        epochs = run.epochs() - self._saved_epochs(run)
         if run.network() in self.seconds:
             return epochs * self.seconds[run.network()][0]
         # A network that was not seen yet counts as if it took as long an image as the slowest that was.
@@ -95,15 +96,17 @@ class Queue:
         watch.start()
         while self.waiting and self.left() > 0:
             fitting = [run for run in self.waiting if self.needs(run) <= self.left()]
-            self.running = (fitting or self.waiting)[0]
+            # Where none can end, one whose checkpoint goes on is begun.
+            if not (fitting := fitting or [run for run in self.waiting if isinstance(run, TableRun)]):
+                break
+            self.running = fitting[0]
             self.report(f"{self.running}: {self.running.purpose}")
             try:
                 self._run_one(self.running)
                 self.waiting.remove(self.running)
             except training.Paused:
                 if not self._put_back:
-                    checkpoint = Checkpoint(self.checkpoints, self.running.settings)
-                    self.report(f"{self.running}: stopped, {checkpoint.epochs()} epochs are saved")
+                    self.report(f"{self.running}: stopped, {self._saved_epochs(self.running)} epochs are saved")
                     break
                 minutes = f"{self.needs(self.running) / 60:.1f} minutes, and {self.left() / 60:.1f} are left"
                 self.report(f"{self.running}: put back, because it needs {minutes}")
@@ -165,11 +168,15 @@ class Queue:
     def _checkpoints(self, runs):
         return [(run, Checkpoint(self.checkpoints, run.settings)) for run in runs if isinstance(run, TableRun)]
 
+    def _saved_epochs(self, run):
+        return sum(checkpoint.epochs() for _, checkpoint in self._checkpoints([run]))
+
     def _run_one(self, run):
-        if isinstance(run, StepTime):
-            results.append(self.output / "runs.jsonl", run.measure())
-            return
         self._epochs_seen, self._put_back = 0, False
+        if not isinstance(run, TableRun):
+            line = run.measure() if isinstance(run, StepTime) else run.measure(self.data_dir, self)
+            results.append(self.output / "runs.jsonl", line)
+            return
         line, _, checkpoint = training.train(
             run.settings, self.data_dir, self.checkpoints, report=self.report, clock=self
         )
@@ -191,8 +198,9 @@ class Queue:
         # A mean, because a checkpoint is not written after every epoch.
         seconds = (time.monotonic() - self._counted_from) / (self._epochs_seen - 2)
         self.seconds[self.running.network()] = seconds, self.running.images()
-        self._put_back = epochs_left * seconds > self.left() and any(
-            self.needs(run) <= self.left() for run in self.waiting if run is not self.running
+        others_can_end = any(self.needs(run) <= self.left() for run in self.waiting if run is not self.running)
+        self._put_back = epochs_left * seconds > self.left() and (
+            others_can_end or not isinstance(self.running, TableRun)
         )
         return self._put_back or seconds > self.left()
 

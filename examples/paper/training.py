@@ -1,7 +1,6 @@
 """One run, on TensorFlow by `model.fit`, on JAX by a compiled loop over data that stay on the device."""
 
 import dataclasses
-import functools
 import math
 import os
 import platform
@@ -9,15 +8,14 @@ import time
 
 import keras
 import numpy as np
-from keras import ops
 
 import keras_rda
+from examples import device_loop
 from examples.paper import data
 from examples.paper.checkpoint import Checkpoint, versions
 from examples.paper.tables import Run
 
 MOMENTUM, SGD_RATE = 0.9, 0.1
-RECIPE_MEASUREMENTS = 6  # an epoch
 CHECKPOINT_SECONDS = 30  # from one checkpoint to the next: on a GPU an epoch takes little longer than writing one
 
 
@@ -56,7 +54,7 @@ class Settings:
         """What else decides the numbers of this run, by name."""
         return {
             "sgd": {"momentum": MOMENTUM, "sgd_rate": SGD_RATE},
-            "recipe": {"recipe_measurements": RECIPE_MEASUREMENTS},
+            "recipe": {"recipe_measurements": device_loop.MEASUREMENTS},
         }.get(self.run.method, {})
 
     def scaled(self):
@@ -150,7 +148,7 @@ def train(settings, data_dir, folder, report=print, clock=None):
     interval = steps
     if settings.run.method == "recipe":
         rising = steps * settings.epochs * 3 // 4  # batches until TargetSparsity's default end
-        interval = max(1, min(steps // RECIPE_MEASUREMENTS, rising // 60))
+        interval = device_loop.steps_a_call(steps, rising)
         rows = keras_rda.summary(model).rows
         weights = sum(row.size for row in rows) / sum(row.size for row in rows if row.kernel)
         # The paper's σ (30) is over all trainable weights, TargetSparsity's over the kernels.
@@ -178,7 +176,10 @@ def train(settings, data_dir, folder, report=print, clock=None):
             callbacks=callbacks,
         )
     else:
-        fit_on_device(model, dataset, settings, epochs, interval, callbacks)
+        arrays = dataset.x_train, dataset.y_train
+        device_loop.fit(
+            model, *arrays, settings.batch_size, settings.seed, epochs, interval, callbacks, dataset.prepared
+        )
     measured = {name: history[-1][name] for name in ("top1", "top5", "sigma")} | {"history": history}
     environment = {
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),  # of training, without evaluation
@@ -189,60 +190,6 @@ def train(settings, data_dir, folder, report=print, clock=None):
     if checkpoint.rounded:
         environment["rounded"] = checkpoint.rounded
     return settings.flat() | {"scaled": settings.scaled()} | measured | environment, model, checkpoint
-
-
-def fit_on_device(model, dataset, settings, epochs, interval, callbacks):
-    """What `model.fit` does, with the data on the device and `interval` steps in one compiled call."""
-    import jax
-    import jax.numpy as jnp
-
-    optimizer, size, batch_size = model.optimizer, len(dataset.x_train), settings.batch_size
-    optimizer.build(model.trainable_variables)
-    images, labels = jax.device_put(dataset.x_train), jax.device_put(dataset.y_train)
-    variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables)
-
-    def loss(trained, other, x, y):
-        logits, other = model.stateless_call(trained, other, x, training=True)
-        return model.loss(y, ops.cast(logits, "float32")), other
-
-    def step(images, labels, state, batch):
-        trained, other, slots = state
-        rows, key = batch
-        x = images[rows]
-        if dataset.augmented:
-            crop, flip = jax.random.split(key)
-            offsets = jax.random.randint(crop, (2, batch_size), 0, 2 * data.BORDER + 1)
-            x = data.crop_and_flip(x, *offsets, jax.random.randint(flip, (batch_size,), 0, 2))
-        x = dataset.standardized(x)
-        (value, other), gradients = jax.value_and_grad(loss, has_aux=True)(trained, other, x, labels[rows])
-        trained, slots = optimizer.stateless_apply(slots, gradients, trained)
-        return (trained, other, slots), value
-
-    @jax.jit
-    def some_steps(state, rows, keys, images, labels):
-        # The data as arguments: as constants of the compiled function they would be copied into it.
-        state, losses = jax.lax.scan(functools.partial(step, images, labels), state, (rows, keys))
-        return state, jnp.mean(losses)
-
-    steps = dataset.steps(batch_size)
-    callbacks = keras.callbacks.CallbackList(callbacks, model=model, epochs=epochs.stop, steps=steps)
-    callbacks.on_train_begin()
-    for epoch in epochs:
-        callbacks.on_epoch_begin(epoch)
-        order, keys = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), epoch))
-        order = jax.random.permutation(order, size)[: steps * batch_size].reshape(steps, batch_size)
-        keys, losses = jax.random.split(keys, steps), []
-        for start in range(0, steps, interval):
-            part = slice(start, start + interval)
-            state = tuple([v.value for v in group] for group in variables)
-            state, value = some_steps(state, order[part], keys[part], images, labels)
-            for group, new in zip(variables, state, strict=True):
-                for variable, array in zip(group, new, strict=True):
-                    variable.assign(array)
-            losses.append(value * len(order[part]) / steps)
-            callbacks.on_train_batch_end(min(start + interval, steps) - 1)
-        callbacks.on_epoch_end(epoch, {"loss": float(np.sum(losses))})
-    callbacks.on_train_end()
 
 
 class Recorder(keras.callbacks.Callback):

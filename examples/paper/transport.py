@@ -129,6 +129,7 @@ def pack(data_dir, output, python, part_size, datasets=DATASETS, going_on=None):
                     copy = code / file.relative_to(root / "examples")
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(file, copy)
+        shutil.copy(root / "examples" / "device_loop.py", code)
         if going_on is not None:
             shutil.copytree(going_on, folder / "output")
         content = io.BytesIO()
@@ -202,7 +203,7 @@ def unpack(folder, to):
 CHECK = """
 import pathlib, sys
 import jax, keras, numpy
-from examples.paper import data, run_queue, training
+from examples.paper import comparison, data, run_queue
 print(f"Python {sys.version.split()[0]}, Keras {keras.__version__}, JAX {jax.__version__} on {jax.devices()[0]}")
 for file in sorted(pathlib.Path(sys.argv[1]).glob("*.npz")):
     arrays = data.load(file.stem, file.parent)
