@@ -1,5 +1,6 @@
 """The examples run, in a short form, as a user runs them."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -17,6 +18,7 @@ import pytest
 from helpers import BACKEND, PREPARED, small_network
 
 import keras_rda
+from examples import device_loop
 from keras_rda.litert.machines import micro
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -128,7 +130,7 @@ def test_mobilenet_cifar10(tmp_path):
     assert re.search(r"latency: [\d.]+ ms, dense [\d.]+ ms", output)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="its processes run on TensorFlow whatever the tests run on")
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="its files need TensorFlow; test_a_cell_on_jax")
 def test_accuracy(tmp_path):
     """Real runs on the embedded digits; what is done already is not done again, and a line cut off by a kill is."""
     results = tmp_path / "results.jsonl"
@@ -152,6 +154,90 @@ def test_accuracy(tmp_path):
     assert f"1/1 digits {lines[-1]['method']}" in again.stdout
     assert "a line that is cut off is left out" in again.stderr
     assert json.loads(results.read_text().splitlines()[-1])["top1"] == lines[-1]["top1"]  # same seed, same batches
+
+
+WITHOUT_TENSORFLOW = """
+import sys, runpy
+sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+sys.path.insert(0, sys.argv[1])
+sys.argv = ["accuracy.py", *sys.argv[2:]]
+runpy.run_module("accuracy", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's loop")
+@pytest.mark.parametrize(
+    ("method", "epochs"),
+    [
+        ("recipe", 6),
+        ("gmp", 6),
+        *(
+            pytest.param(method, epochs, marks=pytest.mark.every)
+            for method, epochs in (("rigl", 6), ("acdc", 6), ("l1_threshold", 8), ("fine_tuning", 48), ("channels", 20))
+        ),
+    ],
+)
+def test_a_cell_on_jax(method, epochs, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    data, training = (importlib.import_module(name) for name in ("accuracy_data", "accuracy_training"))
+    cell = data.make_cell("digits", method, 0.9, 0, epochs, data_dir=None, threads=None, backend=BACKEND)
+    line = training.train(cell)
+    assert line["backend"] == "jax"
+    assert line["sigma"] == pytest.approx(0.9, abs=0.005)
+    assert line["top1"] > 0.8
+    assert line["train_top1"] > 0.8
+    assert ("dense_top1" in line) == (method in ("fine_tuning", "channels"))
+    assert "bytes" not in line
+    if method != "recipe":
+        return
+    # Another process, where there is no TensorFlow, has the same numbers.
+    words = [EXAMPLES / "benchmarks", "--cell", json.dumps(dataclasses.asdict(cell))]
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, *map(str, words)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) | {"seconds": 0} == line | {"seconds": 0}
+
+
+def test_images_of_a_cell(prepared, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    data = importlib.import_module("accuracy_data")
+    cell = data.make_cell("cifar10_resnet18", "dense", 0.9, 0, data_dir=prepared, threads=None)
+    assert (cell.epochs, cell.sparsity) == (120, 0)
+    arrays = data.dataset(cell)
+    assert (arrays.input_shape, arrays.augmented) == ((32, 32, 3), True)
+    assert not data.dataset(data.make_cell("digits", "dense", 0.9, 0, data_dir=None, threads=None)).augmented
+    batches, (x_test, _) = data.load(keras.utils.PyDataset, cell)
+    assert batches[0][0].shape == (64, 32, 32, 3)
+    np.testing.assert_allclose(x_test, arrays.standardized(arrays.x_test), atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="JAX's loop")
+def test_device_loop():
+    """Means over what it was given; penalties count; epochs that others have drawn are passed over."""
+    x = np.arange(24, dtype="float32").reshape(12, 2) % 5
+    y = np.arange(12) % 3
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.1))])
+    kernel = np.array([[1.0, 0, -1], [0.5, 0, 2]])
+    model.set_weights([kernel, np.zeros(3)])
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(batch)
+
+    def fit(batch_size, seed, epochs, earlier=0):
+        places = (x, y, batch_size, seed, epochs, 2, [Watch()], lambda key, images: images)
+        return device_loop.fit(model, *places, earlier)
+
+    logs = fit(4, 0, range(1))
+    assert seen == [1, 2]  # three steps, two a call
+    logits = x @ kernel
+    losses = np.log(np.sum(np.exp(logits), 1)) - logits[np.arange(12), y]
+    assert logs["loss"] == pytest.approx(np.mean(losses) + 0.1 * np.sum(kernel**2), rel=1e-5)
+    assert logs["accuracy"] == pytest.approx(np.mean(np.argmax(logits, 1) == y))
+    # Of eight out of twelve images, an epoch's loss tells which.
+    one, other, shifted = fit(8, 0, range(3)), fit(8, 1, range(3)), fit(8, 0, range(1), earlier=2)
+    assert one == shifted != other
 
 
 def test_texts_of_pictures_do_not_overlap(monkeypatch):
@@ -206,6 +292,10 @@ def test_accuracy_refuses(tmp_path, monkeypatch, capsys):
         (("--sparsity", 95), "--sparsity must be above 0 and below 1; received 95.0"),
         (("--epochs", 1), "--epochs must be at least 2, one of them for fine-tuning; received 1"),
         (("--show", "--results", tmp_path / "none.jsonl"), "holds no results yet"),
+        *(
+            [(("--method", "tfmot"), "--method tfmot trains in Keras 2: run it with KERAS_BACKEND=tensorflow")]
+            * (BACKEND == "jax")
+        ),
     ):
         monkeypatch.setattr(sys, "argv", ["accuracy.py", *map(str, arguments)])
         with pytest.raises(SystemExit, match="2"):
@@ -238,6 +328,15 @@ def test_accuracy_shows_what_is_there(tmp_path, monkeypatch, capsys, sparsities)
     accuracy.main()
     assert capsys.readouterr().out.count("digits") == len(sparsities)
     assert results.with_suffix(".png").stat().st_size > 5_000
+
+
+def test_accuracy_shows_backends_and_types_apart(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
+    shown = importlib.import_module("accuracy_shown")
+    line = {"task": "digits", "method": "recipe", "sparsity": 0.9, "sigma": 0.9, "epochs": 2, "top1": 0.9, "seconds": 1}
+    places = [("tensorflow", "float32"), ("jax", "float32"), ("jax", "mixed_bfloat16")]
+    table = shown.table([line | {"backend": backend, "dtype": dtype} for backend, dtype in places])
+    assert list(table.columns[0].cells) == ["digits", "digits, jax", "digits, jax, mixed_bfloat16"]
 
 
 def test_batches_depend_on_seed_and_epoch_alone(monkeypatch):

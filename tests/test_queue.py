@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from helpers import BACKEND, small_network, values
 
 from examples.benchmarks import step_time
-from examples.paper import checkpoint, commands, queue_list, results, run_queue, tables, training, transport
+from examples.paper import checkpoint, commands, comparison, queue_list, results, run_queue, tables, training, transport
 from examples.paper.__main__ import main
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -34,6 +34,11 @@ def entry(table="table5", row="vgg16", column="rda", **options):
     """An entry of a list, of a small network unless told otherwise."""
     named = {"table": table, "row": row, "column": column} | options
     return "[[entry]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in named.items() if value != "")
+
+
+def compared(task="digits", method="dense", **options):
+    """An entry of a list that is cells of accuracy.py."""
+    return entry(task=task, method=method, table="", row="", column="", **options)
 
 
 def write_list(folder, *entries, head=SHORT):
@@ -61,9 +66,20 @@ def test_what_waits():
         ("rda", 1e-6, 1.0, 60, "standard", "weights"),
     ]
     assert {(s.augmentation, s.start, s.epochs) for s in others[3:]} == {("standard", "gradient", 120)}
+    assert [run.network for run in runs if isinstance(run, queue_list.StepTime)] == ["resnet18", "resnet50"]
+    cells = [run.cell for run in runs if isinstance(run, comparison.Comparison)]
+    assert all((c.dtype, c.backend, c.threads) == ("mixed_bfloat16", BACKEND, None) for c in cells)
+    first = [(c.task, c.method, c.sparsity, c.seed, c.epochs) for c in cells[:6]]
+    assert first[0] == ("cifar10", "dense", 0, 0, 10)
+    assert first[1:5] == [("cifar10", method, 0.95, 0, 10) for method in ("recipe", "gmp", "rigl", "acdc")]
+    assert first[5] == ("cifar10", "recipe", 0.98, 0, 10)
+    assert len(cells) == 2 * 3 * (1 + 3 * 4)  # tasks, seeds, σ and methods
+    assert [cells[number].seed for number in (12, 13, 38)] == [0, 1, 2]
+    assert {(c.task, c.epochs) for c in cells[39:]} == {("cifar10_resnet18", 120)}
+    last = [settings.run for settings, _ in trained[-9:]]  # γ = 1 is a cell of Table 1 too
+    assert [(run.penalty, run.gamma) for run in last] == [(1e-6, number / 10) for number in range(1, 10)]
     recipes = [(s.run.sparsity, s.seed) for s, _ in trained if s.run.method == "recipe"]
     assert recipes == [(0.95, 0), (0.98, 0), (0.95, 1), (0.95, 2), (0.98, 1), (0.98, 2)]
-    assert [run.network for run in runs[-2:]] == ["resnet18", "resnet50"]
 
 
 def test_order_of_a_list(tmp_path):
@@ -72,6 +88,7 @@ def test_order_of_a_list(tmp_path):
         entry("table1", ["prox-sgd", "rda"], ["1e-06", "1e-02"], seed=[3, 1], purpose="why"),
         entry("table1", "rda", "1e-02", seed=1),  # there already
         entry("table4", "rda", "", seed=1, epsilon=1e-5, augmentation="none", start="weights"),
+        compared(method=["recipe", "dense"], sparsity=[0.9, 0.5], seed=[1, 0], epochs=5, dtype="mixed_bfloat16"),
     )
     runs = queue_list.read_list(file)
     small = ", subset 32, width 2, batch_size 16"
@@ -83,6 +100,11 @@ def test_order_of_a_list(tmp_path):
             for seed in (3, 1)
         ),
         f"table4 rda seed 1{small}, augmentation none, epsilon 1e-05, start weights",
+        *(
+            f"digits {words}, epochs 5, dtype mixed_bfloat16"
+            for seed in (1, 0)
+            for words in (f"recipe σ 0.9 seed {seed}", f"dense seed {seed}", f"recipe σ 0.5 seed {seed}")
+        ),
     ]
     assert runs[0].purpose == "why"
 
@@ -105,6 +127,14 @@ def test_order_of_a_list(tmp_path):
         (entry(epsilon="small"), "epsilon must be a number; received 'small'"),
         (entry(epsilon=0), "epsilon must be a number above 0 and below 1; received 0.0"),
         ("entry = [3]\n", "entry 1: an entry is a table; received 3"),
+        (compared("mnist"), "entry 1: task must be of .*'cifar10'.*received .'mnist'"),
+        (compared(method="tfmot"), "method must be of .*'recipe'.*received .'tfmot'"),
+        (compared(method=""), "method must be of .*received .None"),
+        (compared(sparsity=[0.9, 95]), "sparsity must be a number above 0 and below 1; received 95"),
+        (compared(epochs=1), "epochs must be a whole number from 2; received 1"),
+        (compared(seed="one"), "seed must be a whole number from 0 to 4294967295; received 'one'"),
+        (compared(dtype="float16"), "dtype must be one of float32, mixed_bfloat16; received 'float16'"),
+        (compared(width=2), r"\['width'\] are none of \['task', 'method', "),
         (entry(epoch=3), r"\['epoch'\] are none of \['table', 'row', "),
         ('[[entry]]\nbenchmark = "speed"\n', "benchmark must be of .'step_time'"),
         ('[[entry]]\nbenchmark = "step_time"\nnetwork = "vgg"\n', "network must be of"),
@@ -195,6 +225,42 @@ def test_a_run_that_cannot_end_is_put_back_where_a_shorter_one_can(prepared, tmp
     assert not checkpoint.Checkpoint(other / "checkpoints", runs[0].settings).folder.exists()
 
 
+def test_a_comparison_that_cannot_end_is_not_begun(tmp_path, clock, monkeypatch):
+    """It has no checkpoint, so it stops as soon as it is known to take too long."""
+
+    def train(cell, watching):
+        (watch,) = watching
+        watch.set_params({"steps": 3})
+        for epoch in range(cell.epochs):
+            watch.on_epoch_begin(epoch)
+            clock.seconds += 10
+            watch.on_train_batch_end(2)  # which is not asked: the epoch ends
+            watch.on_epoch_end(epoch, {"loss": 1.0, "accuracy": 0.5})
+        return {"method": cell.method}
+
+    monkeypatch.setattr(comparison.accuracy_training, "train", train)
+    runs = queue_list.read_list(write_list(tmp_path, compared(epochs=[20, 4]), compared(seed=1, epochs=20)))
+    assert queue(runs, 105 / 60, None, tmp_path, clock).run() == []
+    said = [text.split(":")[0] for text in clock.said if text.startswith("epoch")]
+    assert said == [f"epoch {n}/20" for n in (1, 2, 3)] + [f"epoch {n}/4" for n in (1, 2, 3, 4)]
+    assert clock.said[-1] == "2 runs wait"
+    text = (tmp_path / "output" / "runs.jsonl").read_text()
+    assert text.count("\n") == 1
+    assert '"benchmark": "accuracy", "method": "dense"' in text
+
+
+def test_a_comparison_stops_when_the_time_is_over():
+    class Clock:
+        def is_over(self):
+            return True
+
+    watch = comparison.Watch(Clock(), 2)
+    watch.set_params({"steps": 3})
+    watch.on_train_batch_end(2)
+    with pytest.raises(training.Paused):
+        watch.on_train_batch_end(1)
+
+
 def test_a_run_that_fails_leaves_the_time_to_the_others(prepared, tmp_path, clock, small):
     runs = queue_list.read_list(
         write_list(
@@ -224,26 +290,34 @@ def test_the_command(prepared, tmp_path, monkeypatch, small):
     small = keras.Model(model.inputs, model.outputs, name="resnet18")
     monkeypatch.setitem(step_time.NETWORKS, "resnet18", lambda: small)
     benchmark = '[[entry]]\nbenchmark = "step_time"\nnetwork = "resnet18"\noptimizer = "MRDA"\nrounds = 2\n'
-    file = write_list(tmp_path, entry(epochs=1), benchmark)
+    digits = compared(epochs=2)
+    file = write_list(tmp_path, entry(epochs=1), benchmark, digits)
+    ours = ("--results", tmp_path / "ours.jsonl", "--comparisons", tmp_path / "accuracy.jsonl")
     folders = ("--output", tmp_path / "output", "--checkpoints", tmp_path / "checkpoints")
-    words = ("queue", "--list", file, "--data-dir", prepared, *folders, "--results", tmp_path / "ours.jsonl")
+    words = ("queue", "--list", file, "--data-dir", prepared, *folders, *ours)
     assert invoke(*words, "--minutes", "nan").exit_code == 2
     listed = invoke(*words, "--minutes", 0)  # says what waits
     assert listed.output.count("table5 vgg16 rda seed 0") == 1
-    assert f"2 runs are listed, 0 are done, 2 wait, on {BACKEND}:" in listed.output
+    assert f"3 runs are listed, 0 are done, 3 wait, on {BACKEND}:" in listed.output
     done = invoke(*words, "--minutes", 10)
     assert done.exit_code == 0, done.output
     assert done.output.endswith("0 runs wait\n")
     lines = results.read(tmp_path / "output" / "runs.jsonl")
-    assert [results.kind(line) for line in lines] == ["run", "step_time"]
+    assert [results.kind(line) for line in lines] == ["run", "step_time", "accuracy"]
     assert list(lines[1]["optimizers"]) == [step_time.BASELINE, "MRDA"]
-    assert "2 runs are listed, 2 are done, 0 wait" in invoke(*words, "--minutes", 10).output
+    assert (lines[2]["backend"], lines[2]["threads"], len(lines[2]["versions"]) > 3) == (BACKEND, None, True)
+    assert f"KERAS_BACKEND={BACKEND} python examples/benchmarks/accuracy.py --task digits" in lines[2]["command"]
+    assert "3 runs are listed, 3 are done, 0 wait" in invoke(*words, "--minutes", 10).output
 
     # At home, twice.
-    merge = ("merge", tmp_path / "output" / "runs.jsonl", "--results", tmp_path / "ours.jsonl")
-    assert invoke(*merge).output.count("new: ") == 2
-    assert invoke(*merge).output.count("there already: ") == 2
-    assert results.read(tmp_path / "ours.jsonl") == lines
+    merge = ("merge", tmp_path / "output" / "runs.jsonl", *ours)
+    assert invoke(*merge).output.count("new: ") == 3
+    assert invoke(*merge).output.count("there already: ") == 3
+    assert results.read(tmp_path / "ours.jsonl") == lines[:2]
+    assert results.read(tmp_path / "accuracy.jsonl") == comparison.accuracy_data.read(tmp_path / "accuracy.jsonl")
+    assert results.read(tmp_path / "accuracy.jsonl") == lines[2:]
+    (tmp_path / "output" / "runs.jsonl").unlink()  # what is merged is done
+    assert "3 runs are listed, 3 are done, 0 wait" in invoke(*words, "--minutes", 0).output
     text = (tmp_path / "tables.md").read_text()
     assert lines[0]["command"] in text
     assert "## Time of an update" in text
@@ -255,7 +329,7 @@ def test_the_command(prepared, tmp_path, monkeypatch, small):
     ):
         (tmp_path / "output" / "runs.jsonl").write_bytes(text.encode(errors="surrogateescape"))
         assert message in invoke(*merge).output
-    assert results.read(tmp_path / "ours.jsonl") == lines
+    assert results.read(tmp_path / "ours.jsonl") == lines[:2]
 
 
 def test_options_are_named_in_results_and_tables(prepared, tmp_path, small):
@@ -531,6 +605,7 @@ def test_pack(prepared, tmp_path, monkeypatch):
     with tarfile.open(fileobj=io.BytesIO(transport.join(tmp_path / "bundle", "bundle"))) as archive:
         names = set(archive.getnames())
     files = ("paper/queue.toml", "paper/run_queue.py", "paper/results/runs.jsonl", "benchmarks/step_time.py")
+    files += ("device_loop.py", "benchmarks/accuracy_training.py", "benchmarks/results/accuracy.jsonl")
     assert {f"code/examples/{file}" for file in files} | {"data/mnist.npz", "output/runs.jsonl", "wheels"} <= names
     assert (tmp_path / "bundle" / "transport.py").exists()
 
