@@ -2,14 +2,17 @@
 
     python examples/benchmarks/accuracy.py --data-dir DIR                        # the main claims, hours
     python examples/benchmarks/accuracy.py --task cifar10 --method dense recipe --sparsity 0.95 --seed 0 1 2
+    KERAS_BACKEND=jax python examples/benchmarks/accuracy.py --data-dir DIR      # all of a machine for one run
     python examples/benchmarks/accuracy.py --show                                # table and plot of the results so far
 
-Every method has the same network, order of the data, augmentation, epochs and seeds. One run is one line of the results
-file, so a run that was killed goes on where it stopped. `tfmot` needs `tensorflow-model-optimization` and `tf_keras`.
+On one backend every method has the same network, order of the data, augmentation, epochs and seeds. One run is one line
+of the results file, so a run that was killed goes on where it stopped. `tfmot` needs `tf_keras` and
+`tensorflow-model-optimization`.
 `fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero
 in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again. Their lines have the top-1 of
 that very dense model too. `gmp`, `rigl` and `acdc` train with masks (opponents.py); their lines have their settings.
-`bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32.
+`bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32; there is none on JAX, whose
+runs need no TensorFlow if the data are arrays that `python -m examples.paper prepare` wrote.
 """
 
 import argparse

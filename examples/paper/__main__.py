@@ -164,7 +164,7 @@ def read_comparisons(file):
 
 
 @main.command(help="Write a data set as plain uint8 arrays, DIR/NAME.npz, for a machine without TensorFlow.")
-@click.argument("name", type=click.Choice(["mnist", "cifar10", "cifar100"]))
+@click.argument("name", type=click.Choice(["mnist", "fashion_mnist", "cifar10", "cifar100"]))
 @click.option("--data-dir", help="Prepared tensorflow-datasets. Default: download.")
 @click.option("--output", type=click.Path(path_type=pathlib.Path, file_okay=False), required=True, metavar="DIR")
 def prepare(name, data_dir, output):

@@ -216,7 +216,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="write the bundle")
     packing.add_argument("--data-dir", help="prepared tensorflow-datasets, or what `prepare` wrote; default: download")
-    known = ("cifar10", "cifar100", "mnist")
+    known = ("cifar10", "cifar100", "fashion_mnist", "mnist")
     packing.add_argument("--dataset", nargs="+", default=DATASETS, choices=known, help=f"default: {' '.join(DATASETS)}")
     packing.add_argument("--output", default=pathlib.Path("examples", "output", BUNDLE), help="default: %(default)s")
     packing.add_argument("--python", default=".".join(platform.python_version_tuple()[:2]), help="the other machine's")
