@@ -247,6 +247,9 @@ def test_a_comparison_that_cannot_end_is_not_begun(tmp_path, clock, monkeypatch)
     text = (tmp_path / "output" / "runs.jsonl").read_text()
     assert text.count("\n") == 1
     assert '"benchmark": "accuracy", "method": "dense"' in text
+    clock.said.clear()
+    assert queue(runs[:1], 105 / 60, None, tmp_path, clock).run() == []  # nor where no other could
+    assert [text.split(":")[0] for text in clock.said if text.startswith("epoch")] == said[:3]
 
 
 def test_a_comparison_stops_when_the_time_is_over():

@@ -12,7 +12,7 @@ from examples.paper.tables import TABLES, WrongSettings
 
 QUEUE = pathlib.Path(__file__).with_name("queue.toml")
 SIZES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}  # training images
-COMPARISON = {  # what an entry with `task` may set beside the method
+COMPARISON = {  # what an entry with `task` may set beside the method; the last changes fastest
     "epochs": click.IntRange(2),
     "dtype": click.Choice(accuracy_data.DTYPES),
     "seed": commands.SEED,
@@ -154,9 +154,7 @@ def _comparisons(entry, defaults):
     shared = {"data_dir": None, "threads": None, "backend": training.keras.backend.backend()}
     return [
         Comparison(accuracy_data.make_cell(task, method, sparsity, seed, epochs, dtype=dtype, **shared), purpose)
-        for epochs, dtype, seed, sparsity, task, method in itertools.product(
-            *(options[name] for name in ("epochs", "dtype", "seed", "sparsity")), tasks, methods
-        )
+        for epochs, dtype, seed, sparsity, task, method in itertools.product(*options.values(), tasks, methods)
     ]
 
 
