@@ -186,10 +186,13 @@ def compiled_steps(optimizer, variable, gradients):
     else:
         import tensorflow as tf
 
-        apply = tf.function(lambda gradient: optimizer.apply([gradient], [variable]), jit_compile=True)
+        @tf.function(jit_compile=True)
+        def apply(gradient):
+            optimizer.apply([gradient], [variable])
+            return variable.value.read_value()
+
         for gradient in gradients:
-            apply(tf.constant(gradient))
-            yield values([variable])[0]
+            yield apply(tf.constant(gradient)).numpy()
 
 
 def in_child(function, *arguments, marker=None, kill_after=None):

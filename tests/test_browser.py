@@ -61,7 +61,7 @@ def dense_points(stroke, count=12):
 def page(tmp_path_factory):
     """URL of the page, made by the example's own command with a smaller network, and its folder."""
     folder = tmp_path_factory.mktemp("browser") / "page"
-    small = ["--size", "32", "--alpha", "0.25", "--epochs", "16"]
+    small = ["--size", "32", "--alpha", "0.25", "--epochs", "10"]
     command = [sys.executable, SERVE, "--port", "0", "--output", folder, *small]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         lines, found = [], None

@@ -14,6 +14,8 @@ from keras_rda import output
 from keras_rda.compression import activations, rules
 
 layers = keras.layers
+# JAX compiles every operation of every new shape; on it the random graphs stand for these.
+long_on_jax = pytest.mark.skipif(BACKEND != "tensorflow", reason="compiles for long on JAX; nothing here depends on it")
 
 
 def outputs(model, seed=1, batch=3):
@@ -362,6 +364,7 @@ def test_groups_stay_equal():
     assert cut["grouped"] == (4, 2)
 
 
+@long_on_jax
 def test_numbers_of_channels_are_kept_at_multiples():
     """11 of 24 channels are alive, and 5 stay as placeholders; of 12, 9 are, and the next multiple is more than 12."""
     model = chain(
@@ -398,6 +401,7 @@ def test_numbers_of_channels_are_kept_at_multiples():
     assert keras_rda.compress(smaller).count_params() == keras_rda.compress(model).count_params()
 
 
+@long_on_jax
 def test_multiples_through_groups_ties_and_concatenation():
     inputs = keras.Input((6, 6, 3))
     a = layers.Conv2D(16, 3, name="a", use_bias=False)(inputs)
@@ -419,6 +423,7 @@ def test_multiples_through_groups_ties_and_concatenation():
     assert smaller.get_layer("c").kernel.shape[0] == 2 * 2 * 20
 
 
+@long_on_jax
 @pytest.mark.parametrize(("multiple_of", "heads"), [(1, 1), (2, 2), (3, 1), (6, 2), (8, 4)])
 def test_multiples_of_heads_times_their_units(multiple_of, heads):
     model = randomise(transformer(), np.random.default_rng(0))
@@ -573,7 +578,7 @@ def dense_after(function, width=4):
     return model
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="a minute of compilation on JAX; nothing here depends on it")
+@long_on_jax
 @pytest.mark.parametrize(
     "function",
     [
@@ -787,7 +792,7 @@ def test_trying_an_activation_says_nothing(recwarn):
     assert not [warning for warning in recwarn if "softmax" in str(warning.message)]
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="a minute of compilation on JAX; nothing here depends on it")
+@long_on_jax
 @pytest.mark.parametrize("name", ["conv", "dense", "einsum", "depthwise", "separable", "transpose", "grouped"])
 def test_batch_normalization_is_folded_on_request(name):
     convolutions = {
@@ -946,7 +951,7 @@ APPLICATIONS = [
 ]
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="minutes of compilation on JAX; nothing here depends on it")
+@long_on_jax
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_applications_keep_their_outputs(name):
     size = 75 if name in ("Xception", "InceptionV3", "InceptionResNetV2") else 32

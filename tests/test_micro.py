@@ -20,7 +20,9 @@ from keras_rda.litert.machines import micro
 from keras_rda.litert.machines.process import Run
 
 needs_micro = pytest.mark.skipif(not micro.is_ready(), reason="no TFLite Micro: pip install 'keras_rda[micro]'")
-needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="LiteRT files are converted with TensorFlow")
+pytestmark = pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="files are converted with TensorFlow, and run without Keras"
+)
 layers, schema = keras.layers, litert_graph.schema()
 RANDOM = np.random.default_rng(0)
 
@@ -326,7 +328,6 @@ def mlp():
 
 
 @needs_micro
-@needs_tensorflow
 @pytest.mark.parametrize("quantize", [None, "int8"])
 @pytest.mark.parametrize("name", ["DS-CNN", "MLP", "digits-sparse.keras"])
 def test_flash_arena_and_time(name, quantize, tmp_path):
@@ -348,7 +349,6 @@ def test_flash_arena_and_time(name, quantize, tmp_path):
 
 
 @needs_micro
-@needs_tensorflow
 def test_operators_whose_weights_are_decoded(tmp_path):
     x = layers.Input((8, 8, 4))
     y = layers.Conv2D(16, 3, activation="relu", padding="same")(x)
@@ -364,7 +364,6 @@ def test_operators_whose_weights_are_decoded(tmp_path):
 
 
 @needs_micro
-@needs_tensorflow
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_tables_and_products_are_decoded(quantize, tmp_path):
     import tensorflow as tf  # Keras' own look-up counts from the end too, by an operator that TFLite Micro lacks
@@ -427,7 +426,6 @@ def test_unknown_operators_are_named(file, tmp_path):
 
 
 @needs_micro
-@needs_tensorflow
 def test_crash_is_a_line(file, tmp_path):
     model = flatbuffer.read(dense_content(keras.Sequential([layers.Input((4,)), layers.Softmax()]), "int8"))
     graph = model.subgraphs[0]
@@ -571,7 +569,6 @@ def shaped(model, decode, shape):
     model.subgraphs[0].tensors[decode.outputs[0]].shape = np.int32(shape)
 
 
-@needs_tensorflow
 def test_what_nothing_reads_is_left_out():
     """Names, and the scales of convolutions' biases; those of a dense layer are compared with its kernel's there."""
     model = keras.Sequential([keras.Input((6, 6, 2)), layers.Conv2D(8, 3), layers.DepthwiseConv2D(3), layers.Flatten()])

