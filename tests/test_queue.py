@@ -69,15 +69,17 @@ def test_what_waits():
     assert [run.network for run in runs if isinstance(run, queue_list.StepTime)] == ["resnet18", "resnet50"]
     cells = [run.cell for run in runs if isinstance(run, comparison.Comparison)]
     assert all((c.dtype, c.backend, c.threads) == ("mixed_bfloat16", BACKEND, None) for c in cells)
-    first = [(c.task, c.method, c.sparsity, c.seed, c.epochs) for c in cells[:6]]
-    assert first[0] == ("cifar10", "dense", 0, 0, 10)
-    assert first[1:5] == [("cifar10", method, 0.95, 0, 10) for method in ("recipe", "gmp", "rigl", "acdc")]
-    assert first[5] == ("cifar10", "recipe", 0.98, 0, 10)
-    assert len(cells) == 2 * 3 * (1 + 3 * 4)  # tasks, seeds, σ and methods
-    assert [cells[number].seed for number in (12, 13, 38)] == [0, 1, 2]
-    assert {(c.task, c.epochs) for c in cells[39:]} == {("cifar10_resnet18", 120)}
-    last = [settings.run for settings, _ in trained[-9:]]  # γ = 1 is a cell of Table 1 too
-    assert [(run.penalty, run.gamma) for run in last] == [(1e-6, number / 10) for number in range(1, 10)]
+    large, small = cells[:21], cells[21:]
+    assert [(c.method, c.sparsity, c.seed) for c in large[:7]] == [
+        ("dense", 0, 0),
+        *((method, sparsity, 0) for sparsity in (0.95, 0.98) for method in ("gmp", "acdc", "rigl")),
+    ]
+    assert {(c.task, c.epochs) for c in large} == {("cifar10_resnet18", 120)}
+    assert {(c.task, c.epochs) for c in small} == {("cifar10", 10)}
+    assert len(small) == 3 * (1 + 3 * 4)  # seeds, σ and methods
+    assert [small[number].seed for number in (12, 13, 38)] == [0, 1, 2]
+    of_table2 = [settings.run.gamma for settings, cell in trained if cell.row == "1e-06" and settings.run.gamma < 1]
+    assert of_table2 == [number / 10 for number in range(1, 10)]  # γ = 1 is Table 1's
     recipes = [(s.run.sparsity, s.seed) for s, _ in trained if s.run.method == "recipe"]
     assert recipes == [(0.95, 0), (0.98, 0), (0.95, 1), (0.95, 2), (0.98, 1), (0.98, 2)]
 
