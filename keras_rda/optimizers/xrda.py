@@ -32,13 +32,13 @@ class XRDA(PenalizedOptimizer):
     w_{t+1} = prox_{B_t·ψ}(z_t)                           ℓ1: soft(z_t, λ·B_t)
     ```
 
-    `a_t = 0` is proximal gradient descent with momentum, `a_t = 1` dual averaging centred on the initial weights.
-    Thresholds are relative to each kernel's largest weight, so one λ suits layers of different scale. With a group
-    penalty, `|w|` is the root mean square of a group and `b_t` is the group's. Variables without penalty have
-    `b_t = 0`.
+    `a_t = 0` is proximal gradient descent with momentum, `a_t = 1` dual averaging centred on the initial weights. With
+    `averaging=0` magnitudes are not averaged either: `r_t = |w_t|`. Thresholds are relative to each kernel's largest
+    weight, so one λ suits layers of different scale. With a group penalty, `|w|` is the root mean square of a group and
+    `b_t` is the group's. Variables without penalty have `b_t = 0`.
 
-    Slots: `velocity`; of penalised kernels `magnitude`; and unless `averaging=0`, `center` (z) and of penalised kernels
-    `threshold` (B).
+    Slots: `velocity`; unless `averaging=0` also `center` (z), and of penalised kernels `magnitude` (r) and `threshold`
+    (B).
 
     Args:
         learning_rate: s. Positive float, `keras.optimizers.schedules.LearningRateSchedule`, or callable without
@@ -47,8 +47,8 @@ class XRDA(PenalizedOptimizer):
         penalty: λ of the ℓ1 penalty, a schedule of λ, or a `keras_rda.Penalty` that has a `magnitude`. Defaults to
             1e-6, from which `TargetSparsity` steers; without it, choose λ for the length of training.
         averaging: a, a number from 0 to 1, or None for `1 − s_t / max(s_1 … s_t)`: a cosine rate makes it rise from 0
-            to 1. At 1, z and B are plain float32 sums of all updates: after a million of a constant rate, B is off by
-            up to 1.5 %. Defaults to None.
+            to 1. At 0 an update takes little longer than SGD's. At 1, z and B are plain float32 sums of all updates:
+            after a million of a constant rate, B is off by up to 1.5 %. Defaults to None.
         reweighting: M, at least 1, where all thresholds are equal. Defaults to 500.
         time_scale: τ, the memory of velocity and magnitude in units of the sum of the rates. Defaults to 9.5.
         **kwargs: Arguments of `keras.optimizers.Optimizer`; see `PenalizedOptimizer`.
@@ -89,13 +89,10 @@ class XRDA(PenalizedOptimizer):
         )
 
     def add_slots(self, variable, penalized):
-        names = ["velocity"]
-        if penalized:
-            names.append("magnitude")
-        if self.averaging != 0:
-            names.append("center")
-            if penalized:
-                names.append("threshold")
+        if self.averaging == 0:
+            names = ["velocity"]
+        else:
+            names = ["velocity", "magnitude", "center", "threshold"] if penalized else ["velocity", "center"]
         return {name: self.add_slot(variable, name) for name in names}
 
     def add_vectors(self, variables):
@@ -123,10 +120,14 @@ class XRDA(PenalizedOptimizer):
         z = z - rate * slots["velocity"]
         if "center" in slots:
             slots["center"] = z
-        if "magnitude" not in slots:  # no penalty
+        if not prox.penalizes:
             return z, slots
-        slots["magnitude"] = moving_average(slots["magnitude"], prox.magnitude(weights))
-        threshold = rate * self._reweight(slots["magnitude"])
+        if "magnitude" in slots:
+            magnitude = slots["magnitude"] = moving_average(slots["magnitude"], prox.magnitude(weights))
+            largest = ops.max(magnitude)
+        else:
+            magnitude, largest = prox.magnitude(weights), prox.largest_magnitude(weights)
+        threshold = rate * self._reweight(magnitude, largest)
         if "threshold" in slots:
             threshold = slots["threshold"] = a * slots["threshold"] + threshold
         return prox(z, threshold), slots
@@ -140,9 +141,8 @@ class XRDA(PenalizedOptimizer):
             return self.averaging
         return 1.0 - rate / ops.where(peak_rate > 0.0, peak_rate, 1.0)
 
-    def _reweight(self, magnitude):
+    def _reweight(self, magnitude, largest):
         """`b_t`; a kernel that is zero throughout has the largest threshold everywhere."""
-        largest = ops.max(magnitude)
         relative = magnitude / ops.where(largest > 0.0, largest, 1.0)
         return self.reweighting / (1.0 + (self.reweighting - 1.0) * relative)
 
