@@ -13,7 +13,7 @@ from keras import ops
 import keras_rda
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples" / "benchmarks"))
-import accuracy_data
+import accuracy_networks
 import opponents
 from opponents import AlternatingCompression, GradualPruning, MaskedSGD, RigL
 
@@ -63,7 +63,7 @@ class Watch(keras.callbacks.Callback):
 @pytest.mark.parametrize("sparsity", [0.9, 0.98])
 @pytest.mark.parametrize("method", METHODS)
 def test_ends_at_the_wanted_sparsity(method, sparsity, digits):
-    model = compiled(accuracy_data.convolutions(keras, keras.layers, (8, 8, 1)), sgd())
+    model = compiled(accuracy_networks.convolutions(keras, keras.layers, (8, 8, 1)), sgd())
     fit(model, digits, [method(sparsity)], epochs=20)
     assert keras_rda.sparsity(model, kernels_only=True) == pytest.approx(sparsity, abs=0.005)
 
@@ -177,7 +177,7 @@ def test_erdos_renyi_kernel():
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9, 0.95, 0.98])
 def test_erdos_renyi_kernel_sums_to_the_wanted_density(sparsity):
-    network = accuracy_data.residual(keras, keras.layers, (32, 32, 3))
+    network = accuracy_networks.residual(keras, keras.layers, (32, 32, 3))
     kernels = [variable for variable in network.trainable_variables if len(variable.shape) > 1]
     sizes = np.array([np.prod(kernel.shape) for kernel in kernels])
     densities = opponents.erdos_renyi_kernel([kernel.shape for kernel in kernels], sparsity)

@@ -131,3 +131,33 @@ def test_dual_averaging_holds_more_zeros_than_prox_sgd_at_equal_objective():
     for method in ("RDA", "MRDA"):
         assert gaps[method] <= gaps["ProxSGD"]
         assert zeros[method] > zeros["ProxSGD"] + 0.3
+
+
+def test_of_a_normalized_network_lambda_over_root_gamma_decides():
+    """With c·γ, √c·λ and first weights divided by √c, all weights are what they were, divided by √c.
+
+    Their gradients are √c times as large, because the outputs do not depend on the scale of the weights. So σ is a
+    function of λ/√γ, and at equal λ it falls as γ grows. (At c = 4 all factors are powers of two: equal to the bit.)
+    """
+    (x, y), _ = keras_rda.datasets.load_digits()
+
+    def normalized(filters):
+        # Dead channels have no variance.
+        normalization = keras.layers.BatchNormalization(center=False, scale=False, epsilon=1e-30)
+        return [keras.layers.Dense(filters, use_bias=False), normalization]
+
+    def trained(gamma, strength, factor):
+        keras.utils.set_random_seed(0)
+        layers = [keras.layers.Input((64,)), *normalized(32), keras.layers.ReLU(), *normalized(10)]
+        model = keras.Sequential(layers)
+        model.set_weights([factor * w if w.ndim == 2 else w for w in model.get_weights()])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras_rda.MRDA(1 / gamma, strength), loss)
+        model.fit(x.reshape(-1, 64), y, 64, epochs=4, shuffle=False, verbose=0)
+        return keras_rda.sparsity(model), [variable.numpy() for variable in model.trainable_variables]
+
+    (sigma, weights), (same, halved) = trained(1.0, 2e-3, 1.0), trained(4.0, 4e-3, 0.5)
+    for w, half in zip(weights, halved, strict=True):
+        np.testing.assert_array_equal(half, w / 2)
+    assert sigma == same
+    assert trained(4.0, 2e-3, 0.5)[0] < sigma - 0.05

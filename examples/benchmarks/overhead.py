@@ -25,6 +25,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
 import accuracy_data as data
 import keras
 import numpy as np
+from accuracy_networks import residual
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +60,7 @@ def epochs(steps, rounds, jit_compile):
     batches = data.random_batches(steps)
 
     def epoch(optimizer):
-        model = data.residual(keras, keras.layers, batches.element_spec[0].shape[1:])
+        model = residual(keras, keras.layers, batches.element_spec[0].shape[1:])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer(), loss, jit_compile=jit_compile)
         return lambda: model.fit(batches, shuffle=False, verbose=0)
