@@ -7,13 +7,11 @@ import time
 
 import keras
 
-from examples.paper import results, training
+from examples.paper import data, results, training
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks"))  # its modules find each other there
 import accuracy_data
 import accuracy_training
-
-IMAGES = {"digits": 1_437, "fashion_mnist": 60_000, "cifar10": 50_000}  # for training
 
 
 class Watch(keras.callbacks.Callback):
@@ -63,7 +61,7 @@ class Comparison:
 
     def images(self):
         """Training images of an epoch."""
-        return IMAGES[accuracy_data.TASKS[self.cell.task].dataset]
+        return data.TRAINING_IMAGES[accuracy_data.TASKS[self.cell.task].dataset]
 
     def epochs(self):
         return accuracy_training.all_epochs(self.cell)

@@ -11,6 +11,10 @@ from keras import ops
 import keras_rda
 from examples.paper.tables import WrongSettings
 
+TRAINING_IMAGES = {
+    **{"digits": 1_437, "mnist": 60_000, "fashion_mnist": 60_000},
+    **{"cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167},
+}
 BORDER = 4  # of zeros around an image, out of which crops are taken
 
 

@@ -6,12 +6,11 @@ import tomllib
 
 import click
 
-from examples.paper import commands, results, training
+from examples.paper import commands, data, results, training
 from examples.paper.comparison import Comparison, accuracy_data
 from examples.paper.tables import TABLES, WrongSettings
 
 QUEUE = pathlib.Path(__file__).with_name("queue.toml")
-SIZES = {"mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}  # training images
 COMPARISON = {  # what an entry with `task` may set beside the method; the last changes fastest
     "epochs": click.IntRange(2),
     "dtype": click.Choice(accuracy_data.DTYPES),
@@ -46,7 +45,7 @@ class TableRun:
 
     def images(self):
         """Training images of an epoch."""
-        return self.settings.subset or SIZES[self.settings.run.dataset]
+        return self.settings.subset or data.TRAINING_IMAGES[self.settings.run.dataset]
 
     def epochs(self):
         return self.settings.epochs
