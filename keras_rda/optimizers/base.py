@@ -250,9 +250,8 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         return None
 
     def present_prox_point(self, trained):
-        """`prox_point` of a `Trained` variable as its state is; None also before its first step."""
-        point = self.prox_point(self.now(trained.position), trained.state)
-        return None if point is None or not bool(ops.any(point[1] > 0)) else point
+        """`prox_point` of a `Trained` variable as its state is; before its first step `step` is zero."""
+        return self.prox_point(self.now(trained.position), trained.state)
 
     def prox(self, trained):
         """`prox(u, step)` of a `Trained` variable: its penalty's proximal map, or the identity."""

@@ -106,8 +106,8 @@ class RMDA(DualAveraging):
 
     def sparse_weights(self, trained):
         """ŵ: it has zeros before the iterates have them."""
-        point = self.present_prox_point(trained)
-        return super().sparse_weights(trained) if point is None else self.prox(trained)(*point)
+        u, step = self.present_prox_point(trained)
+        return ops.where(ops.any(step > 0), self.prox(trained)(u, step), ops.cast(trained.value, "float32"))
 
     def get_config(self):
         return {**super().get_config(), "averaging": self.averaging, "restarts": list(self.restarts)}
