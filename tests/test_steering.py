@@ -19,20 +19,26 @@ def test_schedule_rises_between_its_ends():
 
 
 def test_feedback_rests_at_its_aim():
-    assert steering.feedback(0.7, None, 0.7) == 1.0
-    assert steering.feedback(0.7, 0.7, 0.7) == 1.0
+    assert steering.feedback(0.7, None, 0.7, gain=1) == 1.0
+    assert steering.feedback(0.7, 0.7, 0.7, gain=1) == 1.0
 
 
-@pytest.mark.parametrize(("sigma", "aim", "change"), [(0.0, 0.99, 0.5), (1.0, 0.5, -0.5)])
+@pytest.mark.parametrize(("sigma", "aim", "change"), [(0.0, 0.99, 1.0), (1.0, 0.5, -1.0)])
 def test_feedback_is_bounded(sigma, aim, change):
-    assert steering.feedback(sigma, None, aim) == pytest.approx(math.exp(change))
+    assert steering.feedback(sigma, None, aim, gain=1) == pytest.approx(math.exp(change))
 
 
 def test_feedback_looks_ahead():
-    """σ went from 0.4 to 0.5, in log-odds from −d to 0, and heads for 2d; the aim, 0.6, is d: so λ falls by 0.3·d."""
+    """σ went from 0.4 to 0.5, in log-odds from −d to 0, and heads for d, which is 0.6."""
     d = math.log(0.601 / 0.401)
-    assert steering.feedback(0.5, 0.4, 0.6) == pytest.approx(math.exp(-0.3 * d))
-    assert steering.feedback(0.5, None, 0.6) == pytest.approx(math.exp(0.3 * d))  # at rest: upwards
+    assert steering.feedback(0.5, 0.4, 0.6, gain=0.3) == pytest.approx(1.0)
+    assert steering.feedback(0.5, 0.4, 0.5, gain=0.3) == pytest.approx(math.exp(-0.3 * d))
+    assert steering.feedback(0.5, None, 0.6, gain=0.3) == pytest.approx(math.exp(0.3 * d))  # at rest: upwards
+
+
+@pytest.mark.parametrize(("updates", "gain"), [(1, 0.3), (8, 0.305), (22, 0.632), (94, 0.986)])
+def test_gain_grows_with_the_interval(updates, gain):
+    assert steering.Measurement(0.5, 0.1, updates).gain == pytest.approx(gain, abs=1e-3)
 
 
 def test_margin():

@@ -7,7 +7,7 @@ import pytest
 from helpers import BACKEND, OPTIMIZERS, compiled, fit, small_network, state, values
 
 import keras_rda
-from keras_rda.callbacks.steering import Steered
+from keras_rda.callbacks.steering import Schedule, Steered, with_margin
 
 STEERED = {name: case for name, case in OPTIMIZERS.items() if case.steered is not None}
 TARGETS = {0.8: "MRDA", 0.9: "RMDA", 0.95: "XRDA", 0.98: "ProxSGD-momentum"}  # and which of them is steered by default
@@ -306,9 +306,9 @@ def test_default_interval_suits_short_training(digits):
     [
         (60, 0.0, 0.75, 1),
         (640, 0.0, 0.75, 8),
-        (10_000, 0.0, 0.75, 8),
-        (100_000, 0.0, 0.75, 67),
-        (100_000, 0.5, 0.75, 34),
+        (10_000, 0.0, 0.75, 20),
+        (100_000, 0.0, 0.75, 200),
+        (100_000, 0.5, 0.75, 100),
         (100_000, 0.0, 0.01, 16),  # sixty times while σ rises
     ],
 )
@@ -348,9 +348,9 @@ class Sigmas(keras.callbacks.Callback):
         self.seen.append(keras_rda.sparsity(self.model, kernels_only=True))
 
 
-def steer(model, digits, target, **kwargs):
+def steer(model, digits, target, end=0.75, interval=2, **kwargs):
     """Steer in epochs of 32 batches; return σ after each batch."""
-    target, sigmas = keras_rda.TargetSparsity(target, interval=2), Sigmas()
+    target, sigmas = keras_rda.TargetSparsity(target, end=end, interval=interval), Sigmas()
     model.fit(digits[0][:512], digits[1][:512], batch_size=16, verbose=0, callbacks=[target, sigmas], **kwargs)
     return sigmas.seen
 
@@ -444,6 +444,15 @@ def test_steering_under_gradient_accumulation(digits):
     assert max(sigma) < 0.97
 
 
+def test_few_measurements_follow_the_schedule(digits):
+    """60 in 640 updates, which each time move λ by all that is missing."""
+    schedule = Schedule(0.0, 0.75)
+    optimizer = keras_rda.ProxSGD(keras.optimizers.schedules.CosineDecay(0.1, 640), 1e-6, momentum=0.9, exponent=0.0)
+    sigma = steer(compiled(dense_network(), optimizer), digits, 0.9, interval=8, epochs=20)[:480]
+    wanted = [schedule.sparsity((batch + 1) / 640, 0.0, with_margin(0.9)) for batch in range(480)]
+    assert np.mean(np.abs(np.subtract(sigma, wanted))) < 0.1
+
+
 def test_large_trim_is_reported(digits):
     """The rate is nearly zero and the zeros are frozen, so those that are missing come after the last batch."""
     model = dense_network()
@@ -453,7 +462,17 @@ def test_large_trim_is_reported(digits):
         kernel.assign(np.where(np.abs(weights) < np.quantile(np.abs(weights), 0.87), 0, weights))
     keras_rda.freeze_zeros(model)
     with pytest.warns(UserWarning, match=r"reached σ = 0\.9 only after the last batch, when zeroing 30 % more weights"):
-        steer(compiled(model, keras_rda.ProxSGD(1e-9, 1e-9)), digits, 0.9, epochs=3)
+        steer(compiled(model, keras_rda.ProxSGD(1e-9, 1e-9)), digits, 0.9, end=1.0, epochs=3)
+
+
+@pytest.mark.parametrize("sample", [Steered.SAMPLE, 1000])
+def test_without_a_quantile_the_target_is_met_from_the_end_of_the_rise_on(digits, monkeypatch, sample):
+    """What is missing becomes zero at every measurement: in large networks, up to the last batch, by a sample."""
+    monkeypatch.setattr(Steered, "SAMPLE", sample)
+    model = compiled(dense_network(), keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(1.0, 640), averaging=0))
+    sigma = np.array(steer(model, digits, 0.9, epochs=20))
+    assert sigma[481:-1:2].min() > (0.899 if sample > 1000 else 0.88)  # after every second batch it is measured
+    assert sigma[-1] == pytest.approx(0.9, abs=1e-3)
 
 
 def test_target_needs_the_length_of_training(digits):

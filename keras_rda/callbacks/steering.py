@@ -9,18 +9,18 @@ import numpy as np
 
 from keras_rda import kernels
 
-# The feedback: log λ moves by GAIN times the distance in log-odds of σ, LOOK_AHEAD intervals from now if σ goes on as
-# it does, and by at most LARGEST_CHANGE.
-GAIN = 0.3
-LOOK_AHEAD = 2
-LARGEST_CHANGE = 0.5
-# It cannot bring weights back, so it aims at MARGIN times the nonzero weights wanted, and what is missing to the target
-# after the last batch becomes zero then: at most LARGEST_TRIM times the nonzero weights wanted.
+# The feedback: log λ moves by `gain` times the distance in log-odds of σ, one interval from now if σ goes on as it does,
+# and by at most LARGEST_CHANGE. σ follows λ within some RESPONSE updates: after longer intervals all of the distance
+# counts, after shorter ones a part, but at least LEAST_GAIN.
+RESPONSE, LEAST_GAIN = 22, 0.3
+LARGEST_CHANGE = 1.0
+# It hardly brings weights back, so it aims at MARGIN times the nonzero weights wanted. When σ has risen, the smallest of
+# them, which are missing to the target, become zero: at most LARGEST_TRIM times the nonzero weights wanted.
 MARGIN = 1.1
 LARGEST_TRIM = 0.5
 # Updates from one measurement of σ to the next: INTERVAL, but more where there would be more than MOST_MEASUREMENTS,
 # and fewer where there would not be ENOUGH_MEASUREMENTS while σ rises.
-INTERVAL, ENOUGH_MEASUREMENTS, MOST_MEASUREMENTS = 8, 60, 1500
+INTERVAL, ENOUGH_MEASUREMENTS, MOST_MEASUREMENTS = 8, 60, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,26 @@ class Schedule:
         return max(1, min(interval, int(updates * (self.end - self.begin) / ENOUGH_MEASUREMENTS)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """A moment at which σ is measured, of training that goes from 0 to 1.
+
+    Attributes:
+        progress: When.
+        interval: Until the next.
+        updates: In that interval.
+    """
+
+    progress: float
+    interval: float
+    updates: float
+
+    @property
+    def gain(self):
+        """Of the feedback."""
+        return max(LEAST_GAIN, 1 - math.exp(-self.updates / RESPONSE))
+
+
 def log_odds(share):
     """log(σ / (1 − σ)), bounded where no or all weights are zero."""
     return math.log((share + 1e-3) / (1 - share + 1e-3))
@@ -51,12 +71,12 @@ def with_margin(target):
     return max(1 - MARGIN * (1 - target), target / MARGIN)
 
 
-def feedback(sigma, before, aim):
+def feedback(sigma, before, aim, gain):
     """What λ is to be multiplied by, for σ to get from `sigma` to `aim`; it was `before` at the last measurement (None:
     there was none)."""
     now = log_odds(sigma)
-    heading = now if before is None else now + LOOK_AHEAD * (now - log_odds(before))
-    return math.exp(min(max(GAIN * (log_odds(aim) - heading), -LARGEST_CHANGE), LARGEST_CHANGE))
+    heading = now if before is None else 2 * now - log_odds(before)
+    return math.exp(min(max(gain * (log_odds(aim) - heading), -LARGEST_CHANGE), LARGEST_CHANGE))
 
 
 def _together(scalars):
@@ -75,13 +95,12 @@ def trim_limit(magnitudes, target):
         The limit, and how many it zeroes relative to those it keeps; None where none are missing, or too many, or where
         equal ones would overshoot the target by more than is missing.
     """
-    ordered = np.sort(magnitudes)
-    wanted = round(target * len(ordered))
-    missing, kept = wanted - np.count_nonzero(ordered == 0), len(ordered) - wanted
+    wanted = round(target * len(magnitudes))
+    missing, kept = wanted - np.count_nonzero(magnitudes == 0), len(magnitudes) - wanted
     if not 0 < missing <= LARGEST_TRIM * kept:
         return None
-    limit = ordered[wanted - 1]
-    if np.count_nonzero(ordered <= limit) - wanted >= missing:
+    limit = np.partition(magnitudes, wanted - 1)[wanted - 1]
+    if np.count_nonzero(magnitudes <= limit) - wanted >= missing:
         return None
     return limit, missing / kept
 
@@ -104,7 +123,7 @@ class Steered:
     def __init__(self, name, kernels, target, whole_model=False):
         self.name, self.kernels, self.target, self.whole_model = name, kernels, target, whole_model
         self.positions = [kernel.position for kernel in kernels]
-        self.trimmed = 0.0  # weights or groups that `trim` has zeroed, relative to those it has kept
+        self.trimmed = 0.0  # what `trim` has returned after the last batch
         self._samples = {}
 
     @property
@@ -135,12 +154,11 @@ class Steered:
         begun = round(optimizer.steering_memory.recall(self.positions[0], "begun"))
         return begun - 1 if begun else None
 
-    def steer(self, optimizer, schedule, progress, interval):
-        """Set λ at this progress in training, for as long as `interval`, a share of training."""
-        recall = optimizer.steering_memory.recall
-        initial = recall(self.positions[0], "initial_sparsity")
-        # One interval ahead, which is how long the new λ has to serve.
-        wanted, limit = schedule.sparsity(progress + interval, initial, self.target), math.inf
+    def steer(self, optimizer, schedule, measurement):
+        """Set λ for the time until the next measurement."""
+        recall, progress = optimizer.steering_memory.recall, measurement.progress
+        initial, ahead = recall(self.positions[0], "initial_sparsity"), progress + measurement.interval
+        wanted, limit = schedule.sparsity(ahead, initial, self.target), math.inf
         if progress > schedule.begin and (strengths := self.critical_strengths(optimizer)) is not None:
             limit = float(np.quantile(strengths, wanted))
             if not optimizer.strength_in_state or progress >= schedule.end:
@@ -152,9 +170,11 @@ class Steered:
         if progress <= schedule.begin:
             return
         aim = with_margin(self.target)
-        aim = schedule.sparsity(progress + LOOK_AHEAD * interval, min(initial, aim), aim)
-        factor = feedback(sigma, 1 - density if density else None, aim)
+        aim = schedule.sparsity(ahead, min(initial, aim), aim)
+        factor = feedback(sigma, 1 - density if density else None, aim, measurement.gain)
         self.set_strength(optimizer, min(max(self.strength(optimizer), self.SMALLEST) * factor, limit))
+        if progress >= schedule.end:
+            self.trim()
 
     def critical_strengths(self, optimizer):
         """The λ from which on a weight is zero, an array of all weights or a sample; None where that depends on the
@@ -164,13 +184,17 @@ class Steered:
             return None
         if not _together([keras.ops.any(step > 0) for _, (_, step) in points]).all():
             return None  # before its first step a kernel has no threshold
-        size, arrays = sum(math.prod(u.shape) for _, (u, _) in points), []
-        for kernel, (u, step) in points:
-            strengths = keras.ops.reshape(kernel.magnitude(u) / step, (-1,))
-            if size > self.SAMPLE:
-                places = self._sample(kernel.position, strengths.shape[0], self.SAMPLE / size)
-                strengths = keras.ops.take(strengths, places)
-            arrays.append(strengths)
+        return self._elements([kernel.magnitude(u) / step for kernel, (u, step) in points])
+
+    def _elements(self, arrays, all_of_them=False):
+        """Those of an array a kernel, one NumPy array of all of them or of a sample."""
+        size, arrays = sum(math.prod(array.shape) for array in arrays), [keras.ops.ravel(array) for array in arrays]
+        if size > self.SAMPLE and not all_of_them:
+            share = self.SAMPLE / size
+            arrays = [
+                keras.ops.take(array, self._sample(position, array.shape[0], share))
+                for position, array in zip(self.positions, arrays, strict=True)
+            ]
         return keras.ops.convert_to_numpy(keras.ops.concatenate(arrays))
 
     def _sample(self, position, size, share):
@@ -195,15 +219,20 @@ class Steered:
         exponent = math.log(strength / float(optimizer.penalty.strength.numpy()))
         optimizer.steering_memory.set_exponents(self.positions, exponent)
 
-    def trim(self):
-        """Zero the smallest weights or groups that are missing to the target; see `trim_limit`."""
-        sizes = [keras.ops.convert_to_numpy(kernel.magnitude(kernel.value)) for kernel in self.kernels]
-        found = trim_limit(np.concatenate([size.ravel() for size in sizes]), self.target)
+    def trim(self, exactly=False):
+        """Zero the smallest weights or groups that are missing to the target; see `trim_limit`.
+
+        Returns:
+            How many these were relative to those that are kept; in a large network, unless `exactly`, by a sample.
+        """
+        magnitudes = [kernel.magnitude(kernel.value) for kernel in self.kernels]
+        found = trim_limit(self._elements(magnitudes, all_of_them=exactly), self.target)
         if found is None:
-            return
-        limit, self.trimmed = found
-        for kernel, size in zip(self.kernels, sizes, strict=True):
-            kernel.set(keras.ops.where(size <= limit, 0.0, kernel.value))
+            return 0.0
+        limit, share = found
+        for kernel, magnitude in zip(self.kernels, magnitudes, strict=True):
+            kernel.set(keras.ops.where(magnitude <= limit, 0.0, kernel.value))
+        return share
 
 
 def groups(penalized, target, per_layer):

@@ -35,8 +35,9 @@ class TargetSparsity(keras.callbacks.Callback):
     follow from its sums at any λ, to a quantile that gives the wanted σ; else by a feedback, times a factor that grows
     with the distance, in log-odds, between where σ is heading and where it should be. `XRDA`, whose averages remember
     what a zero would be once its rate has fallen, has both: the quantile bounds the feedback, which brings surplus
-    zeros back, and replaces it from `end` on. After the last batch the smallest weights that are missing to the target
-    become zero.
+    zeros back, and replaces it from `end` on. Where there is no quantile, from `end` on the smallest weights that are
+    missing to the target become zero at every measurement, so that the others learn to do without them. What is missing
+    after the last batch becomes zero then.
 
     σ here is over the kernels that are steered; `keras_rda.sparsity(model, kernels_only=True)` also counts kernels that
     have no penalty. λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`.
@@ -191,6 +192,7 @@ class TargetSparsity(keras.callbacks.Callback):
         interval = self.interval or self._schedule.interval(self._batches / batches_an_update)
         # Keras calls back once in `steps_per_execution` batches.
         self._interval = max(interval * batches_an_update, self.model.steps_per_execution)
+        self._updates = self._interval / batches_an_update
         if rising < self.FEWEST_MEASUREMENTS * self._interval:
             raise ValueError(
                 f"TargetSparsity(begin={self.begin}, end={self.end}, interval={self.interval}) measures σ every "
@@ -219,16 +221,16 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         before, self._position = self._position, self._first_batch + batch + 1
-        progress, interval = self._position / self._batches, self._interval / self._batches
         if self._position == self._batches:
             self._optimizer()  # raises if the model was compiled with another since
             for group in self._groups:
-                group.trim()
-        elif before // self._interval != self._position // self._interval and progress + interval > self.begin:
-            # The last measurement before steering is the first that it needs.
-            optimizer = self._optimizer()
-            for group in self._groups:
-                group.steer(optimizer, self._schedule, progress, interval)
+                group.trimmed = group.trim(exactly=True)
+        elif before // self._interval != self._position // self._interval:
+            shares = self._position / self._batches, self._interval / self._batches
+            if sum(shares) > self.begin:  # the last measurement before steering is the first that it needs
+                optimizer = self._optimizer()
+                for group in self._groups:
+                    group.steer(optimizer, self._schedule, steering.Measurement(*shares, self._updates))
 
     def on_train_end(self, logs=None):
         if not self._is_judged_last:
