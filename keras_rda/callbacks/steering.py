@@ -9,13 +9,13 @@ import numpy as np
 
 from keras_rda import kernels
 
-# The feedback: log λ moves by `gain` times the distance in log-odds of σ, one interval from now if σ goes on as it does,
+# The feedback: log λ moves by a gain times the distance in log-odds of σ one interval from now, if σ goes on as it does,
 # and by at most LARGEST_CHANGE. σ follows λ within some RESPONSE updates: after longer intervals all of the distance
 # counts, after shorter ones a part, but at least LEAST_GAIN.
 RESPONSE, LEAST_GAIN = 22, 0.3
 LARGEST_CHANGE = 1.0
-# It hardly brings weights back, so it aims at MARGIN times the nonzero weights wanted. When σ has risen, the smallest of
-# them, which are missing to the target, become zero: at most LARGEST_TRIM times the nonzero weights wanted.
+# It hardly brings weights back, so it aims at MARGIN times the nonzero weights wanted. When σ has risen, the smallest
+# of them, which are missing to the target, become zero: at most LARGEST_TRIM times the nonzero weights wanted.
 MARGIN = 1.1
 LARGEST_TRIM = 0.5
 # Updates from one measurement of σ to the next: INTERVAL, but more where there would be more than MOST_MEASUREMENTS,
