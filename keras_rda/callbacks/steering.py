@@ -9,9 +9,9 @@ import numpy as np
 
 from keras_rda import kernels
 
-# The feedback: log λ moves by a gain times the distance in log-odds of σ one interval from now, if σ goes on as it does,
-# and by at most LARGEST_CHANGE. σ follows λ within some RESPONSE updates: after longer intervals all of the distance
-# counts, after shorter ones a part, but at least LEAST_GAIN.
+# The feedback: log λ moves by a gain times the distance, in log-odds, of the σ one interval from now (if it goes on as
+# it does), and by at most LARGEST_CHANGE. σ follows λ within some RESPONSE updates: after longer intervals all of the
+# distance counts, after shorter ones a part, but at least LEAST_GAIN.
 RESPONSE, LEAST_GAIN = 22, 0.3
 LARGEST_CHANGE = 1.0
 # It hardly brings weights back, so it aims at MARGIN times the nonzero weights wanted. When σ has risen, the smallest
