@@ -10,7 +10,6 @@ import keras_rda
 from keras_rda.callbacks.steering import Schedule, Steered, with_margin
 
 STEERED = {name: case for name, case in OPTIMIZERS.items() if case.steered is not None}
-SHORT = "ignore:TargetSparsity. .* ended at σ"  # of runs too short to end within half a point
 TARGETS = {0.8: "MRDA", 0.9: "RMDA", 0.95: "XRDA", 0.98: "ProxSGD-momentum"}  # and which of them is steered by default
 
 
@@ -79,9 +78,8 @@ def test_ends_at_the_target_whatever_surrounds_it(variant, digits):
     assert abs(sigma[-1] - 0.9) <= 0.005
 
 
-@pytest.mark.filterwarnings(SHORT)
 def test_warm_up_leaves_lambda_alone(digits):
-    optimizer = keras_rda.XRDA(0.5, 1e-9)
+    optimizer = keras_rda.XRDA(1e-12, 1e-9)  # a rate at which no λ that is reached makes zeros
 
     class Strengths(keras.callbacks.Callback):
         seen = ()
@@ -92,9 +90,10 @@ def test_warm_up_leaves_lambda_alone(digits):
     strengths = Strengths()
     x, y = digits
     target = keras_rda.TargetSparsity(0.9, begin=0.5, end=1.0, interval=2)
-    compiled(small_network(), optimizer).fit(
-        x[:512], y[:512], batch_size=16, epochs=4, verbose=0, callbacks=[target, strengths]
-    )
+    with pytest.warns(UserWarning, match=r"the model ended at σ = 0\.\d+, not at 0\.9; λ is .*Train longer"):
+        compiled(small_network(), optimizer).fit(
+            x[:512], y[:512], batch_size=16, epochs=4, verbose=0, callbacks=[target, strengths]
+        )
     assert strengths.seen[0] == strengths.seen[1] == pytest.approx(1e-9)
     assert strengths.seen[1] < strengths.seen[2] < strengths.seen[3]
 
@@ -354,6 +353,9 @@ def steer(model, digits, target, end=0.75, interval=2, **kwargs):
     target, sigmas = keras_rda.TargetSparsity(target, end=end, interval=interval), Sigmas()
     model.fit(digits[0][:512], digits[1][:512], batch_size=16, verbose=0, callbacks=[target, sigmas], **kwargs)
     return sigmas.seen
+
+
+SHORT = "ignore:TargetSparsity. .* ended at σ"  # of runs too short to end within half a point
 
 
 @pytest.mark.filterwarnings(SHORT)

@@ -250,7 +250,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         return None
 
     def present_prox_point(self, trained):
-        """`prox_point` of a `Trained` variable as its state is; before its first step `step` is zero."""
+        """`prox_point` of a `Trained` variable as its state is; before its first step no `step` is above zero."""
         return self.prox_point(self.now(trained.position), trained.state)
 
     def prox(self, trained):
