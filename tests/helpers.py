@@ -112,14 +112,22 @@ OPTIMIZERS = {
     "XRDA": Case(
         keras_rda.XRDA,
         {"learning_rate": 0.5, "penalty": 1e-3},
-        (4, 2),
+        (2, 1),
         lambda cosine: {"learning_rate": cosine(1.0)},
+        group_strength=4e-3,
+        small_penalty=1e-5,
+    ),
+    "XRDA-averaging": Case(
+        keras_rda.XRDA,
+        {"learning_rate": 0.5, "penalty": 1e-3, "averaging": None},
+        (4, 2),
+        lambda cosine: {"learning_rate": cosine(1.0), "averaging": None},
         group_strength=4e-3,
         small_penalty=1e-5,
     ),
 }
 
-KINDS = ("MRDA", "XRDA")  # a sum; all kinds of slots
+KINDS = ("MRDA", "XRDA-averaging")  # a sum; all kinds of slots
 
 
 def small_network(kernel_initializer="glorot_uniform"):

@@ -99,16 +99,13 @@ def rmda(w_1, gradients, rates, strength, averaging, restarts=()):
         yield w
 
 
-def xrda(w_1, gradients, rates, strength, averaging=None, reweighting=500.0, time_scale=9.5):
-    """The update of xRDA (section 3 of arXiv 2008.09661) with ℓ1; `averaging` None is 1 − s_t / max s.
-
-    Other than there, |w| is not averaged either where `averaging` is 0.
-    """
+def xrda(w_1, gradients, rates, strength, averaging=0.0, reweighting=500.0, time_scale=9.5):
+    """The update of xRDA (section 3 of arXiv 2008.09661) with ℓ1; `averaging` None is 1 − s_t / max s."""
     w = z = w_1
     r, v, threshold = np.zeros_like(w_1), np.zeros_like(w_1), np.zeros_like(w_1)
     for t, (g, s) in enumerate(zip(_float64(gradients), rates, strict=True)):
         q = np.exp(-s / time_scale)
-        r = np.abs(w) if averaging == 0 else q * r + (1 - q) * np.abs(w)
+        r = q * r + (1 - q) * np.abs(w)
         b = reweighting / (1 + (reweighting - 1) * r / r.max())
         a = 1 - s / max(rates[: t + 1]) if averaging is None else averaging
         threshold = a * threshold + s * b

@@ -85,9 +85,9 @@ EQUATIONS = {
         0.02,
     ),
     "XRDA": (keras_rda.XRDA, reference.xrda, 2e-3),
-    "XRDA-not-averaged": (
-        lambda rate, strength: keras_rda.XRDA(rate, strength, averaging=0.0),
-        lambda *args: reference.xrda(*args, averaging=0.0),
+    "XRDA-averaging": (
+        lambda rate, strength: keras_rda.XRDA(rate, strength, averaging=None),
+        lambda *args: reference.xrda(*args, averaging=None),
         2e-3,
     ),
     "XRDA-dual-averaging": (

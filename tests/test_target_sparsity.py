@@ -371,7 +371,7 @@ def test_steering_begins_at_the_present_sparsity_and_epoch(digits):
 
 
 @pytest.mark.filterwarnings(SHORT)
-@pytest.mark.parametrize("optimizer", [keras_rda.MRDA, keras_rda.XRDA])
+@pytest.mark.parametrize("optimizer", [keras_rda.MRDA, lambda: keras_rda.XRDA(averaging=None)], ids=["MRDA", "XRDA"])
 def test_quantiles_of_a_sample(optimizer, digits, monkeypatch):
     """A network of more weights than quantiles are taken of."""
     monkeypatch.setattr(Steered, "SAMPLE", 2000)
@@ -427,7 +427,7 @@ def test_steering_of_single_kernels_does_not_outlast_it(digits):
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras on JAX refuses an optimizer built with other variables")
 def test_steering_after_a_layer_was_frozen(digits):
     """Positions are those of the optimizer, which was built with all layers."""
-    model = compiled(dense_network(), keras_rda.XRDA(0.5))
+    model = compiled(dense_network(), keras_rda.XRDA(0.5, averaging=None))  # with which a few updates do
     steer(model, digits, 0.5, epochs=4)
     model.get_layer("first").trainable = False
     model.compile(model.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -469,7 +469,7 @@ def test_large_trim_is_reported(digits):
 def test_without_a_quantile_the_target_is_met_from_the_end_of_the_rise_on(digits, monkeypatch, sample):
     """What is missing becomes zero at every measurement: in large networks, up to the last batch, by a sample."""
     monkeypatch.setattr(Steered, "SAMPLE", sample)
-    model = compiled(dense_network(), keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(1.0, 640), averaging=0))
+    model = compiled(dense_network(), keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(1.0, 640)))
     sigma = np.array(steer(model, digits, 0.9, epochs=20))
     assert sigma[481:-1:2].min() > (0.899 if sample > 1000 else 0.88)  # after every second batch it is measured
     assert sigma[-1] == pytest.approx(0.9, abs=1e-3)

@@ -84,7 +84,9 @@ class Task:
 
 TASKS = {
     "digits": Task("digits", (8, 8, 1), convolutions, 60, augmented=False),  # embedded: to try the command
-    "fashion_mnist": Task("fashion_mnist", (28, 28, 1), convolutions, 20, augmented=False, weight_decay=1e-3),
+    "fashion_mnist": Task(
+        *("fashion_mnist", (28, 28, 1), convolutions, 20, False), weight_decay=1e-3, recipe=Recipe(2.0, 5e-4)
+    ),
     "fashion_mnist_residual": Task("fashion_mnist", (28, 28, 1), residual, 10, augmented=False, weight_decay=1e-3),
     "cifar10": Task("cifar10", (32, 32, 3), residual, 10, True, recipe=Recipe(2.0, 1e-3, 0.9)),
     "cifar10_resnet18": Task("cifar10", (32, 32, 3), resnet18, 120, augmented=True),

@@ -75,7 +75,8 @@ def trained(size, alpha, sparsity, epochs):
         [v for v in model.trainable_variables if v.shape[:2] != (1, 1) and len(v.shape) == 4]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    # XLA would compile for half a minute, and its convolutions are slower on processors than TensorFlow's own.
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     model.fit(batches(x, y), epochs=epochs, shuffle=False, verbose=2, callbacks=[keras_rda.TargetSparsity(sparsity)])
     return model
 

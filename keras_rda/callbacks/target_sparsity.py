@@ -33,11 +33,11 @@ class TargetSparsity(keras.callbacks.Callback):
     between the shares `begin` and `end` of training, and stay at the target from there. Until `begin`, the warm-up, λ
     stays as given. Every `interval` updates λ is set anew: for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights
     follow from its sums at any λ, to a quantile that gives the wanted σ; else by a feedback, times a factor that grows
-    with the distance, in log-odds, between where σ is heading and where it should be. `XRDA`, whose averages remember
-    what a zero would be once its rate has fallen, has both: the quantile bounds the feedback, which brings surplus
-    zeros back, and replaces it from `end` on. Where there is no quantile, from `end` on the smallest weights that are
-    missing to the target become zero at every measurement, so that the others learn to do without them. What is missing
-    after the last batch becomes zero then.
+    with the distance, in log-odds, between where σ is heading and where it should be. From `end` on the smallest
+    weights that are missing to the target become zero at every measurement, so that the others learn to do without
+    them, and what is missing after the last batch becomes zero then. `XRDA` with averages, which remember what a zero
+    would be once its rate has fallen, has both: the quantile bounds the feedback, which brings surplus zeros back, and
+    replaces it from `end` on.
 
     σ here is over the kernels that are steered; `keras_rda.sparsity(model, kernels_only=True)` also counts kernels that
     have no penalty. λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`.

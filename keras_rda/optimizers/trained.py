@@ -5,7 +5,7 @@ from typing import Any
 
 from keras import ops
 
-from keras_rda.penalties import L1, Penalty
+from keras_rda.penalties import Penalty
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,21 +71,10 @@ class Prox:
     penalty: Penalty | None
     factor: Any = 1.0
 
-    @property
-    def penalizes(self):
-        """Whether there is a penalty."""
-        return self.penalty is not None
-
     def __call__(self, u, step):
         """`argmin_w step·ψ(w) + ½‖w − u‖²`, of the shape of `u`."""
-        return self.penalty.prox(u, self.factor * step) if self.penalizes else u
+        return u if self.penalty is None else self.penalty.prox(u, self.factor * step)
 
     def magnitude(self, w):
         """What the penalty compares with λ·step, a tensor that broadcasts against `w`."""
         return self.penalty.magnitude(w)
-
-    def largest_magnitude(self, w):
-        """The largest of `magnitude(w)`, a scalar."""
-        if type(self.penalty).magnitude is L1.magnitude:
-            return ops.maximum(ops.max(w), -ops.min(w))  # XLA would write |w| to memory before it takes the maximum
-        return ops.max(self.magnitude(w))
