@@ -56,7 +56,7 @@ class TargetSparsity(keras.callbacks.Callback):
         begin: Share of training at which σ starts to rise, from 0 to below `end`. Defaults to 0.
         end: Share of training at which σ should have reached the target, at most 1. Defaults to 0.75.
         interval: Updates from one measurement to the next, a positive whole number; each reads all penalised kernels.
-            Defaults to None: 8, but more in long training, so that σ is measured 1,500 times at most, and fewer where
+            Defaults to None: 8, but more in long training, so that σ is measured 500 times at most, and fewer where
             it would not be measured sixty times while it rises.
 
     Raises:

@@ -45,8 +45,8 @@ class XRDA(PenalizedOptimizer):
     w_{t+1} = prox_{B_t·ψ}(z_t)
     ```
 
-    Slots: `velocity`, and of penalised kernels `magnitude` (r); unless a = 0 also `center` (z), and of penalised kernels
-    `threshold` (B).
+    Slots: `velocity`, and of penalised kernels `magnitude` (r); unless a = 0 also `center` (z), and of penalised
+    kernels `threshold` (B).
 
     Args:
         learning_rate: s. Positive float, `keras.optimizers.schedules.LearningRateSchedule`, or callable without
