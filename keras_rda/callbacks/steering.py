@@ -172,6 +172,8 @@ class Steered:
         aim = with_margin(self.target)
         aim = schedule.sparsity(ahead, min(initial, aim), aim)
         factor = feedback(sigma, 1 - density if density else None, aim, measurement.gain)
+        if progress >= schedule.end and sigma > self.target:
+            limit = min(limit, self.return_limit(optimizer))
         self.set_strength(optimizer, min(max(self.strength(optimizer), self.SMALLEST) * factor, limit))
         if progress >= schedule.end:
             self.trim()
@@ -185,6 +187,15 @@ class Steered:
         if not _together([keras.ops.any(step > 0) for _, (_, step) in points]).all():
             return None  # before its first step a kernel has no threshold
         return self._elements([kernel.magnitude(u) / step for kernel, (u, step) in points])
+
+    def return_limit(self, optimizer):
+        """The λ at which the zeros beyond the target come back with the next step; infinite where nothing tells."""
+        strengths = [optimizer.return_strengths(kernel) for kernel in self.kernels]
+        if any(strength is None for strength in strengths):
+            return math.inf
+        zeros = [keras.ops.equal(kernel.value, 0) for kernel in self.kernels]
+        strengths = [keras.ops.where(*pair, self.LARGEST) for pair in zip(zeros, strengths, strict=True)]
+        return float(np.quantile(self._elements(strengths), self.target))
 
     def _elements(self, arrays, all_of_them=False):
         """Those of an array a kernel, one NumPy array of all of them or of a sample."""

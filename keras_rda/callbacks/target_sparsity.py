@@ -35,9 +35,9 @@ class TargetSparsity(keras.callbacks.Callback):
     follow from its sums at any λ, to a quantile that gives the wanted σ; else by a feedback, times a factor that grows
     with the distance, in log-odds, between where σ is heading and where it should be. From `end` on the smallest
     weights that are missing to the target become zero at every measurement, so that the others learn to do without
-    them, and what is missing after the last batch becomes zero then. `XRDA` with averages, which remember what a zero
-    would be once its rate has fallen, has both: the quantile bounds the feedback, which brings surplus zeros back, and
-    replaces it from `end` on.
+    them; and where `XRDA` has too many zeros, λ falls to where those with the largest velocities come back. What is
+    missing after the last batch becomes zero then. `XRDA` with averages, which remember what a zero would be once its
+    rate has fallen, has both: the quantile bounds the feedback and replaces it from `end` on.
 
     σ here is over the kernels that are steered; `keras_rda.sparsity(model, kernels_only=True)` also counts kernels that
     have no penalty. λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`.

@@ -253,6 +253,11 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         """`prox_point` of a `Trained` variable as its state is; before its first step no `step` is above zero."""
         return self.prox_point(self.now(trained.position), trained.state)
 
+    def return_strengths(self, trained):
+        """The λ below which each zero of a `Trained` variable comes back with the next step, if its gradient is as those
+        before: a tensor of the variable's shape. None where the slots do not tell, or `prox_point` does for good."""
+        return None
+
     def prox(self, trained):
         """`prox(u, step)` of a `Trained` variable: its penalty's proximal map, or the identity."""
         if trained.penalty is None:

@@ -35,9 +35,7 @@ class XRDA(PenalizedOptimizer):
     `b_t = 0`.
 
     With `averaging` a ≠ 0, points and thresholds are averaged too, as in the paper; a = 1 is dual averaging centred on
-    the initial weights. Networks were not seen to become better by it. But once the rate has fallen, the averages tell
-    at which λ each weight is zero, by which `TargetSparsity` can bring zeros back; this helps in trainings of a few
-    hundred updates:
+    the initial weights. Networks were not seen to become better by it:
 
     ```
     z_t = a_t·z_{t-1} + (1 − a_t)·w_t − s_t·v_t           center, z_0 = w_1
@@ -141,6 +139,10 @@ class XRDA(PenalizedOptimizer):
 
     def prox_point(self, now, slots):
         return (slots["center"], slots["threshold"]) if "threshold" in slots else None
+
+    def return_strengths(self, trained):
+        state = trained.state
+        return None if "center" in state else trained.magnitude(state["velocity"]) / self._reweight(state["magnitude"])
 
     def _average_share(self, rate, peak_rate):
         """`a_t`."""
