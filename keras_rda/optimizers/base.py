@@ -254,8 +254,8 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         return self.prox_point(self.now(trained.position), trained.state)
 
     def return_strengths(self, trained):
-        """The λ below which each zero of a `Trained` variable comes back with the next step, if its gradient is as those
-        before: a tensor of the variable's shape. None where the slots do not tell, or `prox_point` does for good."""
+        """The λ below which each zero of a `Trained` variable comes back with the next step, if its gradient is as
+        before: a tensor of the variable's shape. None where the slots do not tell."""
         return None
 
     def prox(self, trained):
