@@ -122,6 +122,8 @@ class Optimizer(keras.optimizers.Optimizer):
     """Keras' optimizer, with what a subclass overrides under public names; positions are those of the variables that
     it was built for."""
 
+    finishes_together = False  # whether `finish_together` does something
+
     def __init__(self, *args, **kwargs):
         check_optimizer()
         super().__init__(*args, **kwargs)
@@ -133,6 +135,10 @@ class Optimizer(keras.optimizers.Optimizer):
     def update(self, position, gradient, learning_rate):
         """Update the variable at `position`."""
         raise NotImplementedError
+
+    def finish_together(self, positions, gradients, rate):
+        """What `update` is to be given in place of gradients, which are those of the whole batch."""
+        return gradients
 
     def move_average(self, position, average):
         """Bring `average`, the variable that holds the average of the weights at `position`, up to date."""
@@ -156,8 +162,29 @@ class Optimizer(keras.optimizers.Optimizer):
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         # Keras calls this once per real update (inside gradient accumulation's condition), with the variables that have
         # a gradient: the one place where all counters can advance together.
-        rate = self.begin_update(list(map(self._get_variable_index, trainable_variables)), grads, learning_rate)
-        super()._backend_update_step(grads, trainable_variables, rate)
+        positions = list(map(self._get_variable_index, trainable_variables))
+        rate = self.begin_update(positions, grads, learning_rate)
+        if not self.finishes_together:
+            super()._backend_update_step(grads, trainable_variables, rate)
+        elif keras.backend.backend() == "tensorflow":
+            self._update_after_finishing(positions, grads, trainable_variables, rate)
+        else:
+            for position, update in zip(positions, self.finish_together(positions, grads, rate), strict=True):
+                self.update(position, update, rate)
+
+    def _update_after_finishing(self, positions, grads, trainable_variables, rate):
+        """As TensorFlow's `_backend_update_step`, but with what `finish_together` makes of the summed gradients."""
+        import tensorflow as tf
+
+        variables = [getattr(variable, "value", variable) for variable in trainable_variables]
+        pairs = _private(self, "_all_reduce_sum_gradients")(list(zip(grads, variables, strict=True)))
+        updates = self.finish_together(positions, [gradient for gradient, _ in pairs], rate)
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            _private(self, "_distributed_tf_update_step"),
+            _private(self, "_distribution_strategy"),
+            list(zip(updates, variables, strict=True)),
+            rate,
+        )
 
     def update_step(self, gradient, variable, learning_rate):
         self.update(self._get_variable_index(variable), gradient, learning_rate)

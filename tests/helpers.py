@@ -180,27 +180,33 @@ def state(model):
 
 def compiled_steps(optimizer, variable, gradients):
     """Yield the variable after each compiled update."""
-    optimizer.build([variable])
+    for (value,) in compiled_updates(optimizer, [variable], [[gradient] for gradient in gradients]):
+        yield value
+
+
+def compiled_updates(optimizer, variables, gradients):
+    """Yield the list of the variables after each compiled update; `gradients` are lists."""
+    optimizer.build(variables)
     if keras.backend.backend() == "jax":
         import jax
 
         apply = jax.jit(optimizer.stateless_apply)
-        state, trained = [v.value for v in optimizer.variables], [variable.value]
+        state, trained = [v.value for v in optimizer.variables], [v.value for v in variables]
         for gradient in gradients:
-            trained, state = apply(state, [gradient], trained)
-            yield np.asarray(trained[0])
-        for own, value in zip([variable, *optimizer.variables], [*trained, *state], strict=True):
+            trained, state = apply(state, gradient, trained)
+            yield list(map(np.asarray, trained))
+        for own, value in zip([*variables, *optimizer.variables], [*trained, *state], strict=True):
             own.assign(value)
     else:
         import tensorflow as tf
 
         @tf.function(jit_compile=True)
         def apply(gradient):
-            optimizer.apply([gradient], [variable])
-            return variable.value.read_value()
+            optimizer.apply(gradient, variables)
+            return [variable.value.read_value() for variable in variables]
 
         for gradient in gradients:
-            yield apply(tf.constant(gradient)).numpy()
+            yield [value.numpy() for value in apply(list(map(tf.constant, gradient)))]
 
 
 def in_child(function, *arguments, marker=None, kill_after=None):

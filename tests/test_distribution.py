@@ -37,7 +37,7 @@ def network():
             layers.ReLU(),
             layers.Flatten(),
             layers.Dense(16, name="hidden"),
-            layers.Dense(10),
+            layers.Dense(10, name="head"),
         ]
     )
 
@@ -66,6 +66,12 @@ def distributed(kind):
         keras.distribution.set_distribution(distribution)
         yield
         keras.distribution.set_distribution(None)
+
+
+def with_channels():
+    rows, units = np.arange(6 * 6 * 8) % 8, np.concatenate([np.arange(8), np.full(8, -1)])
+    layout = {"convolution": None, "hidden": rows[:, None].tolist(), "head": units[:, None].tolist()}
+    return keras_rda.XRDA(0.5, keras_rda.GroupL1(5e-3, "channels", layout))
 
 
 def train(optimizer, kind, callbacks=(), spoil=None):
@@ -118,6 +124,13 @@ def main(output, names):
                 arrays[f"steered/shards/{name}"] = np.array(
                     weights_by_device(model.get_layer("hidden").kernel)[0].shape
                 )
+    for kind in ("one", *KINDS):
+        # Groups that lie in two kernels, and in shards of one.
+        model = train(with_channels, kind)
+        arrays[f"channels/{kind}"] = np.concatenate([np.ravel(variable) for variable in model.trainable_variables])
+        if kind != "model":
+            copies = [weights_by_device(v) for v in [*model.trainable_variables, *model.optimizer.variables]]
+            arrays[f"channels/equal/{kind}"] = np.array([np.array_equal(c, d) for c, *more in copies for d in more])
     for kind in ("one", *KINDS):
         model = train(lambda: OPTIMIZERS["MRDA"](use_ema=True, ema_momentum=0.9), kind)
         arrays[f"averages/{kind}"] = np.concatenate([np.ravel(variable) for variable in model.trainable_variables])
@@ -187,6 +200,16 @@ def test_averages_are_those_of_one_device(runs, kind):
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
     assert np.count_nonzero((ours == 0) != (theirs == 0)) <= 1 + 0.002 * ours.size
     assert 0 < np.mean(ours == 0) < 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_in_several_kernels_are_those_of_one_device(runs, kind):
+    ours, theirs = runs[f"channels/{kind}"], runs["channels/one"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert np.count_nonzero((ours == 0) != (theirs == 0)) == 0
+    assert 0.1 < np.mean(ours == 0) < 0.9
+    if kind != "model":
+        assert runs[f"channels/equal/{kind}"].all()
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="on JAX there is one gradient")

@@ -52,15 +52,15 @@ def assert_follows(optimizer, w_1, gradients, expected, strength=0.0):
     return zeros
 
 
-# Optimizer and transcription, of the rate, w_1, the gradients and the rates as a list; λ; and whether w_1 is zero.
+# Optimizer, of the rate and λ; transcription, of w_1, the gradients, the rates as a list and λ; and λ.
 EQUATIONS = {
     "SDA": (
         lambda rate, strength: keras_rda.SDA(rate),
         lambda w, g, a, strength: reference.dual_averaging(w, g, a, 0.0),
         0.0,
     ),
-    "RDA": (keras_rda.RDA, lambda w, *args: reference.dual_averaging(0 * w, *args), 0.02),
-    "MRDA": (keras_rda.MRDA, lambda w, *args: reference.dual_averaging(0 * w, *args), 0.02),
+    "RDA": (keras_rda.RDA, lambda w, *args, **own: reference.dual_averaging(0 * w, *args, **own), 0.02),
+    "MRDA": (keras_rda.MRDA, lambda w, *args, **own: reference.dual_averaging(0 * w, *args, **own), 0.02),
     "MRDA-initial": (
         lambda rate, strength: keras_rda.MRDA(rate, strength, center="initial"),
         reference.dual_averaging,
@@ -68,31 +68,31 @@ EQUATIONS = {
     ),
     "MRDA-weights": (
         lambda rate, strength: keras_rda.MRDA(rate, strength, start="weights"),
-        lambda w, *args: reference.dual_averaging(0 * w, *args, w_1=w),
+        lambda w, *args, **own: reference.dual_averaging(0 * w, *args, w_1=w, **own),
         0.02,
     ),
     "ProxSGD": (keras_rda.ProxSGD, reference.prox_sgd, 0.2),
     "ProxSGD-momentum": (
         lambda rate, strength: keras_rda.ProxSGD(rate, strength, momentum=0.5, exponent=0.25),
-        lambda *args: reference.prox_sgd(*args, momentum=0.5, exponent=0.25),
+        lambda *args, **own: reference.prox_sgd(*args, momentum=0.5, exponent=0.25, **own),
         0.2,
     ),
     "SqrtProxSGD": (keras_rda.SqrtProxSGD, reference.sqrt_prox_sgd, 1e-4),
-    "RMDA": (keras_rda.RMDA, lambda *args: reference.rmda(*args, averaging=0.1), 0.02),
+    "RMDA": (keras_rda.RMDA, lambda *args, **own: reference.rmda(*args, averaging=0.1, **own), 0.02),
     "RMDA-restarts": (
         lambda rate, strength: keras_rda.RMDA(rate, strength, averaging=0.2, restarts=(700, 1500)),
-        lambda *args: reference.rmda(*args, averaging=0.2, restarts=(700, 1500)),
+        lambda *args, **own: reference.rmda(*args, averaging=0.2, restarts=(700, 1500), **own),
         0.02,
     ),
     "XRDA": (keras_rda.XRDA, reference.xrda, 2e-3),
     "XRDA-averaging": (
         lambda rate, strength: keras_rda.XRDA(rate, strength, averaging=None),
-        lambda *args: reference.xrda(*args, averaging=None),
+        lambda *args, **own: reference.xrda(*args, averaging=None, **own),
         2e-3,
     ),
     "XRDA-dual-averaging": (
         lambda rate, strength: keras_rda.XRDA(rate, strength, averaging=1.0, reweighting=50.0, time_scale=3.0),
-        lambda *args: reference.xrda(*args, averaging=1.0, reweighting=50.0, time_scale=3.0),
+        lambda *args, **own: reference.xrda(*args, averaging=1.0, reweighting=50.0, time_scale=3.0, **own),
         2e-4,
     ),
 }

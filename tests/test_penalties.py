@@ -203,7 +203,9 @@ def test_unknown_groups(path, layout):
 
 
 def test_group_arguments():
-    with pytest.raises(ValueError, match=r'groups must be "inputs" .* or "outputs" .*; received \'filters\''):
+    with pytest.raises(
+        ValueError, match=r'groups must be "inputs" .*, "outputs" .* or "channels" .*; received \'filters\''
+    ):
         keras_rda.GroupL1(1.0, groups="filters")
     for axes in ((), 1.5, "01", ("a",)):
         with pytest.raises(ValueError, match=r"layout\['dense'\] must be an axis or a tuple of axes; received"):

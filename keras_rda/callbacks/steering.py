@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_rda import kernels
+from keras_rda.penalties import shared
 
 # The feedback: log λ moves by a gain times the distance, in log-odds, of the σ one interval from now (if it goes on as
 # it does), and by at most LARGEST_CHANGE. σ follows λ within some RESPONSE updates: after longer intervals all of the
@@ -115,6 +116,7 @@ class Steered:
         whole_model: Whether these are all kernels, so that λ is the penalty's own strength.
     """
 
+    TOLERANCE = 0.005
     SMALLEST, LARGEST = 1e-12, 1e6  # λ: float32 and what a step can use
     # Quantiles of more weights are taken of this many, drawn once: it gives σ = 0.95 to 0.0004, and a GPU, whose step
     # takes a few milliseconds, does not wait for the host to sort millions.
@@ -127,18 +129,47 @@ class Steered:
         self._samples = {}
 
     @property
+    def unit_sizes(self):
+        """Pairs (number, size): how many weights, or groups of so many, become zero each by itself."""
+        return shared.unit_sizes(*self._penalties_and_variables)
+
+    @property
     def units(self):
-        """How many weights or groups become zero each by itself."""
-        return sum(kernel.units for kernel in self.kernels)
+        """How many these are."""
+        return sum(number for number, _ in self.unit_sizes)
+
+    @property
+    def weights(self):
+        """How many weights they have."""
+        return sum(math.prod(kernel.variable.shape) for kernel in self.kernels)
 
     @property
     def nearest(self):
-        """The σ nearest to the target that some, but not all, of them at zero give."""
-        return min(max(round(self.target * self.units), 1), self.units - 1) / self.units
+        """The σ nearest to the target that some, but not all, of them at zero give; where they are of different sizes,
+        nearly any."""
+        sizes = {size for _, size in self.unit_sizes}
+        if len(sizes) > 1:
+            return self.target
+        number = round(self.target * self.weights / max(sizes))
+        return min(max(number, 1), self.units - 1) * max(sizes) / self.weights
+
+    @property
+    def tolerance(self):
+        """How far σ may end from the target: TOLERANCE, or as far as the largest group makes it jump."""
+        return max(self.TOLERANCE, max(size for _, size in self.unit_sizes) / self.weights)
+
+    @property
+    def most(self):
+        """The largest σ that they can have."""
+        return shared.most(*self._penalties_and_variables)
+
+    @property
+    def _penalties_and_variables(self):
+        return [kernel.penalty for kernel in self.kernels], [kernel.variable for kernel in self.kernels]
 
     def measure(self, weights_of):
-        """σ of `weights_of(kernel)`."""
-        weights = [weights_of(kernel) for kernel in self.kernels]
+        """σ of `weights_of(kernels)`."""
+        weights = weights_of(self.kernels)
         zeros = _together([keras.ops.count_nonzero(keras.ops.equal(array, 0)) for array in weights])
         return zeros.sum(dtype="int64") / sum(math.prod(array.shape) for array in weights)
 
@@ -176,7 +207,7 @@ class Steered:
             limit = min(limit, self.return_limit(optimizer))
         self.set_strength(optimizer, min(max(self.strength(optimizer), self.SMALLEST) * factor, limit))
         if progress >= schedule.end:
-            self.trim()
+            self.trim(optimizer)
 
     def critical_strengths(self, optimizer):
         """The λ from which on a weight is zero, an array of all weights or a sample; None where that depends on the
@@ -186,12 +217,13 @@ class Steered:
             return None
         if not _together([keras.ops.any(step > 0) for _, (_, step) in points]).all():
             return None  # before its first step a kernel has no threshold
-        return self._elements([kernel.magnitude(u) / step for kernel, (u, step) in points])
+        magnitudes = optimizer.magnitudes(self.kernels, [u for _, (u, _) in points])
+        return self._elements([m / step for m, (_, (_, step)) in zip(magnitudes, points, strict=True)])
 
     def return_limit(self, optimizer):
         """The λ at which the zeros beyond the target come back with the next step; infinite where nothing tells."""
-        strengths = [optimizer.return_strengths(kernel) for kernel in self.kernels]
-        if any(strength is None for strength in strengths):
+        strengths = optimizer.return_strengths(self.kernels)
+        if strengths is None:
             return math.inf
         zeros = [keras.ops.equal(kernel.value, 0) for kernel in self.kernels]
         strengths = [keras.ops.where(*pair, self.LARGEST) for pair in zip(zeros, strengths, strict=True)]
@@ -230,13 +262,13 @@ class Steered:
         exponent = math.log(strength / float(optimizer.penalty.strength.numpy()))
         optimizer.steering_memory.set_exponents(self.positions, exponent)
 
-    def trim(self, exactly=False):
+    def trim(self, optimizer, exactly=False):
         """Zero the smallest weights or groups that are missing to the target; see `trim_limit`.
 
         Returns:
             How many these were relative to those that are kept; in a large network, unless `exactly`, by a sample.
         """
-        magnitudes = [kernel.magnitude(kernel.value) for kernel in self.kernels]
+        magnitudes = optimizer.magnitudes(self.kernels, [kernel.value for kernel in self.kernels])
         found = trim_limit(self._elements(magnitudes, all_of_them=exactly), self.target)
         if found is None:
             return 0.0

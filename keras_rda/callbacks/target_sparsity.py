@@ -43,9 +43,9 @@ class TargetSparsity(keras.callbacks.Callback):
     have no penalty. λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`.
     These and what the steering remembers are saved with the optimizer's state, so a resumed run steers on; after `fit`
     has ended, the next one begins anew, at its `initial_epoch`. Training that ends more than half a point away from a
-    target, or gets there only by zeroing many weights after the last batch, gives a warning, as does a rate that falls
-    to zero too early, and a callback that may choose the weights of an earlier, denser epoch (`EarlyStopping`,
-    `ModelCheckpoint`, `SwapEMAWeights`).
+    target (or more than the weights of the largest group), or gets there only by zeroing many weights after the last
+    batch, gives a warning, as does a rate that falls to zero too early, and a callback that may choose the weights of
+    an earlier, denser epoch (`EarlyStopping`, `ModelCheckpoint`, `SwapEMAWeights`).
 
     Args:
         target: σ over the penalised kernels at the end, a number above 0 and below 1; or a dict from whole names in
@@ -74,7 +74,6 @@ class TargetSparsity(keras.callbacks.Callback):
     0.9
     """
 
-    TOLERANCE = 0.005
     FEWEST_MEASUREMENTS = 30
     NOTABLE_TRIM = 0.25  # zeros that come after the last batch, relative to the weights that are kept
 
@@ -222,9 +221,9 @@ class TargetSparsity(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         before, self._position = self._position, self._first_batch + batch + 1
         if self._position == self._batches:
-            self._optimizer()  # raises if the model was compiled with another since
+            optimizer = self._optimizer()  # raises if the model was compiled with another since
             for group in self._groups:
-                group.trimmed = group.trim(exactly=True)
+                group.trimmed = group.trim(optimizer, exactly=True)
         elif before // self._interval != self._position // self._interval:
             shares = self._position / self._batches, self._interval / self._batches
             if sum(shares) > self.begin:  # the last measurement before steering is the first that it needs
@@ -252,9 +251,9 @@ class TargetSparsity(keras.callbacks.Callback):
             usual = f"{stopped} {advice}".strip() if advice else usual
         for group in self._groups:
             advice = usual
-            sigma = group.measure(lambda kernel: kernel.value)
+            sigma = group.measure(lambda kernels: [kernel.value for kernel in kernels])
             optimizer.steering_memory.forget(group.positions)
-            if abs(sigma - group.target) > self.TOLERANCE:
+            if abs(sigma - group.target) > group.tolerance:
                 strength = group.strength(optimizer)
                 if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it
                     advice = (
@@ -291,7 +290,13 @@ class TargetSparsity(keras.callbacks.Callback):
                 f"{type(optimizer.penalty).__name__} does not define it. Define it, or choose one that does, such as "
                 "L1 or GroupL1."
             )
-        if not optimizer.penalty.proportional and (self.per_layer or isinstance(self.target, Mapping)):
+        single = self.per_layer or isinstance(self.target, Mapping)
+        if single and any(own.penalty is not None and own.penalty.shared for own in getattr(optimizer, "trained", ())):
+            raise TypeError(
+                "TargetSparsity cannot steer single kernels whose groups of weights lie in several of them: give one "
+                'target for the whole model, or choose GroupL1 with groups="inputs".'
+            )
+        if not optimizer.penalty.proportional and single:
             raise TypeError(
                 "TargetSparsity steers single kernels by scaling all of their penalty, but λ is only a part of "
                 f"{type(optimizer.penalty).__name__}: give one target for the whole model, or choose L1 or GroupL1."
@@ -306,8 +311,13 @@ class TargetSparsity(keras.callbacks.Callback):
             raise ValueError("TargetSparsity has nothing to steer: the optimizer penalises no variable of the model.")
         groups = steering.groups(penalized, self.target, self.per_layer)
         for group in groups:
+            if group.target > group.most:
+                raise ValueError(
+                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: only {group.most:.4f} of the "
+                    "weights read channels that can go. Choose a target below that."
+                )
             nearest = group.nearest
-            if abs(nearest - group.target) > self.TOLERANCE:
+            if abs(nearest - group.target) > group.TOLERANCE:
                 choice = f"the nearest σ is {nearest:.4f}. Choose that" if 0 < nearest < 1 else "no σ can be chosen"
                 raise ValueError(
                     f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {group.units} weights or "
@@ -316,7 +326,7 @@ class TargetSparsity(keras.callbacks.Callback):
                 )
             sigma = group.measure(optimizer.sparse_weights)
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
-            if group.begun(optimizer) is None and group.target + self.TOLERANCE < sigma < 1:
+            if group.begun(optimizer) is None and group.target + group.tolerance < sigma < 1:
                 raise ValueError(
                     f"TargetSparsity: the target {group.target} of {group.name} is below its present σ = {sigma:.4f}, "
                     "and steering does not bring weights back. Choose a target above it, or train from dense weights."

@@ -60,9 +60,14 @@ class Reader:
 
 
 class Analysis:
-    """Ids, ties, readers and fixed channels of one model; `solve` then says which classes are needed and kept."""
+    """Ids, ties, readers and fixed channels of one model; `solve` then says which classes are needed and kept.
 
-    def __init__(self):
+    Args:
+        any_weights: Read only what the model's structure says, whatever its weights are, and so which of them are zero.
+    """
+
+    def __init__(self, any_weights=False):
+        self.any_weights = any_weights
         self.channels = {}  # Tensor → Channels
         self.uses = {}  # id of a layer that is cut → its `rule.Use`
         self.opaque = set()  # tensors of which nothing is cut, along any axis
@@ -91,6 +96,8 @@ class Analysis:
 
     def split(self, ids, dead):
         """Ids of their own for the `dead` channels, whose inputs are not read, but which are cut only with them."""
+        if self.any_weights:
+            return ids
         own = np.where(dead, -1, ids)
         own[dead] = self.fresh(int(dead.sum()))
         self.follow(ids[dead], own[dead])
@@ -102,12 +109,22 @@ class Analysis:
 
     def broadcast(self, source, target, name):
         """The one channel of `source` is read wherever one of `target` is needed, by the layer `name`."""
+        if self.any_weights:
+            return self.fix(source, f"'{name}' reads it for all channels")
         never = np.zeros(1, bool)
         self.readers.append(Reader(name, source, target, np.ones((1, len(target)), bool), never, never))
 
     def fix(self, ids, reason):
         """These channels stay."""
         self._fixed.append((ids, reason))
+
+    def classes(self):
+        """The class of every id, numbered by its smallest member; and {class that stays: why}."""
+        root = _components(self._count, self._ties)
+        stay = {}
+        for ids, reason in self._fixed:
+            stay.update((number, reason) for number in root[ids].tolist() if number not in stay)
+        return root, stay
 
     def solve(self, equal_groups=(), multiple_of=1):
         """Find the needed and the kept classes.

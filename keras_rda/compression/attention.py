@@ -24,7 +24,7 @@ class Heads(Rule):
         use = analysis.uses.setdefault(id(layer), Use(layer, self, channels, channels))
         # A mask, or scores that are asked for, may have an axis of heads.
         plain = len(call.outputs) == 1 and all(len(tensor.shape) == 3 for tensor in call.inputs)
-        alive = self._used(layer) if plain else slice(None)
+        alive = self._used(layer) & (not analysis.any_weights) if plain else slice(None)
         analysis.fix(use.inputs.ids[alive], f"a head of '{call.name}' with weights")
 
     def _used(self, layer):
@@ -38,6 +38,12 @@ class Heads(Rule):
         value, output = (arrays[4], arrays[6]) if layer.use_bias else (arrays[2], arrays[3])
         bias = arrays[5] if layer.use_bias else np.zeros(value.shape[1:])
         return value, bias, output.reshape(*output.shape[:2], -1)
+
+    def kernels(self, use):
+        heads, none = use.inputs.ids, np.array(-1)
+        *projections, output = [weight for weight in use.layer.weights if weight.name == "kernel"]
+        read = heads.reshape(-1, *[1] * (len(output.shape) - 1))
+        return [*((kernel, none, heads.reshape(1, -1, 1)) for kernel in projections), (output, read, none)]
 
     def width(self, use):
         return math.gcd(use.layer.key_dim, use.layer.value_dim)

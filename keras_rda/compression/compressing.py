@@ -6,7 +6,7 @@ from typing import Literal, overload
 import keras
 
 from keras_rda import _keras, checks
-from keras_rda.compression import graph, rules, surgery, walls
+from keras_rda.compression import graph, rules, surgery
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
 from keras_rda.kernels import check_finite
@@ -71,26 +71,18 @@ def compress(
         raise ValueError(f"multiple_of must be a positive integer, such as 8; received {multiple_of!r}.")
     check_finite(model)  # zero times infinity is NaN: channels of zeros could not go
     flat = graph.read(model)
+    analysis = _analyse(flat, multiple_of)
     with warnings.catch_warnings():
         # Layers are made from their configuration in this process, with the user's own functions put back.
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
-        analysis = _analyse(flat, multiple_of)
         smaller, made, tensors = surgery.build(model, flat, analysis, fold_batch_norm)
     return (smaller, make_report(flat, analysis, made, tensors, multiple_of)) if report else smaller
 
 
 def _analyse(flat, multiple_of):
     analysis = Analysis()
-    for tensor in flat.inputs:
-        analysis.channels[tensor] = walls.opaque(analysis, tensor, "an input of the model")
-    for call in flat.calls:
-        rules.forward(analysis, call)
-    for tensor in flat.outputs:
-        analysis.fix(analysis.channels[tensor].ids, "an output of the model")
+    rules.read(analysis, flat)
     names = {id(call.layer): call.name for call in flat.calls}
-    for key in analysis.uses.keys() & analysis.walled.keys():  # one call of the layer is a wall: it stays whole
-        for channels in (analysis.uses[key].inputs, analysis.uses[key].outputs):
-            analysis.fix(channels.ids, analysis.walled[key])
     groups = []
     for key, use in analysis.uses.items():
         analysis.readers.extend(use.rule.readers(use, names[key]))

@@ -21,6 +21,8 @@ class Linear(OneTensorRule):
 
     def outputs(self, analysis, layer, channels):
         ids = analysis.fresh(self._kernel(layer).shape[-1])
+        if analysis.any_weights:
+            return ids, np.full(len(ids), np.nan)
         constants = [
             self._constant(self._sums(layer, group), channels.constant[inputs], layer)
             for group, (inputs, _) in enumerate(self._groups(layer, len(channels), len(ids)))
@@ -60,6 +62,14 @@ class Linear(OneTensorRule):
             nonzero = self._sums(use.layer, group)[1]
             constant = np.isfinite(use.inputs.constant[ins])
             yield Reader(name, use.inputs.ids[ins], use.outputs.ids[outs], nonzero, absorbed[ins], constant)
+
+    def kernels(self, use):
+        kernel, (inputs, outputs) = use.layer.kernel, _axes(use.layer)
+        rank, groups = len(kernel.shape), getattr(use.layer, "groups", 1)
+        reads = np.repeat(use.inputs.ids.reshape(groups, -1), len(use.outputs) // groups, axis=0).T
+        if groups == 1:
+            return [(kernel, _along(rank, inputs, use.inputs.ids), _along(rank, outputs, use.outputs.ids))]
+        return [(kernel, reads.reshape(*[1] * (rank - 2), *reads.shape), _along(rank, outputs, use.outputs.ids))]
 
     def equal_groups(self, use):
         groups = getattr(use.layer, "groups", 1)
@@ -129,6 +139,16 @@ class Separable(Linear):
         size = depthwise.shape[-2:]
         return depthwise.reshape(-1, *size), self._kernel(layer).reshape(*size, -1)
 
+    def kernels(self, use):
+        depthwise, pointwise = use.layer.depthwise_kernel, use.layer.pointwise_kernel
+        rank, ids = len(pointwise.shape), use.inputs.ids
+        read_by_rows = np.repeat(ids, depthwise.shape[-1])
+        channels = _along(rank, -2, ids)
+        return [
+            (depthwise, channels, channels),
+            (pointwise, _along(rank, -2, read_by_rows), _along(rank, -1, use.outputs.ids)),
+        ]
+
     def _cut_kernels(self, use, cut):
         rows = self._kernels(use.layer)[1] * cut.need_inputs[:, None, None] * cut.need_outputs
         rows = rows[cut.keep_inputs][..., cut.keep_outputs]
@@ -158,6 +178,12 @@ class Depthwise(OneTensorRule):
         """(taps, channels, outputs of a channel)."""
         return ops.convert_to_numpy(layer.kernel).reshape(math.prod(layer.kernel_size), channels, -1)
 
+    def kernels(self, use):
+        kernel = use.layer.kernel
+        shape = (*[1] * (len(kernel.shape) - 2), *kernel.shape[-2:])
+        multiplier = len(use.outputs) // len(use.inputs)
+        return [(kernel, np.repeat(use.inputs.ids, multiplier).reshape(shape), use.outputs.ids.reshape(shape))]
+
     def alive(self, use):
         return (self._kernel(use.layer, len(use.inputs)) != 0).any(axis=0).reshape(-1)
 
@@ -185,6 +211,13 @@ class Depthwise(OneTensorRule):
 
 
 DEPTHWISE = Depthwise()
+
+
+def _along(rank, axis, ids):
+    """`ids` along one axis of an array of this rank."""
+    shape = [1] * rank
+    shape[axis] = -1
+    return ids.reshape(shape)
 
 
 def _axes(layer):

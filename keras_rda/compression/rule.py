@@ -57,6 +57,11 @@ class Rule(abc.ABC):
         """The `Reader`s of this layer, once all its calls are known; `name` is the layer's."""
         return []
 
+    def kernels(self, use):
+        """(variable, reads, computes) of every kernel: the ids of the channels that its weights read and compute, int
+        arrays that broadcast to its shape."""
+        return []
+
     def equal_groups(self, use):
         """Pairs of ids (groups, channels of a group) of inputs and outputs that must be cut alike."""
         return []

@@ -5,6 +5,8 @@ a `rule.Rule` if the layer has weights or a configuration that shrink. Whatever 
 whole, and its outputs begin anew.
 """
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -15,9 +17,24 @@ from keras_rda.compression.linear import DEPTHWISE, Linear, Separable
 from keras_rda.compression.moving import Move
 from keras_rda.compression.per_channel import PerChannel, Table
 from keras_rda.compression.rule import Rule
-from keras_rda.compression.walls import mixing, wall
+from keras_rda.compression.walls import mixing, opaque, wall
 
 layers = keras.layers
+
+
+def read(analysis, flat):
+    """Give every tensor of a `FlatModel` its channels, and fix what no zero can remove."""
+    for tensor in flat.inputs:
+        analysis.channels[tensor] = opaque(analysis, tensor, "an input of the model")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
+        for call in flat.calls:
+            forward(analysis, call)
+    for tensor in flat.outputs:
+        analysis.fix(analysis.channels[tensor].ids, "an output of the model")
+    for key in analysis.uses.keys() & analysis.walled.keys():  # one call of the layer is a wall: it stays whole
+        for channels in (analysis.uses[key].inputs, analysis.uses[key].outputs):
+            analysis.fix(channels.ids, analysis.walled[key])
 
 
 def forward(analysis, call):

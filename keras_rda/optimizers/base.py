@@ -1,5 +1,6 @@
 """What the optimizers share: which variables are penalised, how updates are counted, what an update is."""
 
+import functools
 import numbers
 import warnings
 from collections.abc import Sequence
@@ -11,11 +12,12 @@ from keras import ops
 
 from keras_rda import _keras, kernels
 from keras_rda.checks import check_number, is_float32
+from keras_rda.optimizers import together
 from keras_rda.optimizers.exclusions import Exclusions
 from keras_rda.optimizers.state import CheckedState
 from keras_rda.optimizers.steering_memory import SteeringMemory
 from keras_rda.optimizers.trained import Prox, Trained
-from keras_rda.penalties import Penalty
+from keras_rda.penalties import Penalty, shared
 from keras_rda.types import Rate
 
 
@@ -23,6 +25,13 @@ class Now(NamedTuple):
     """The scalars of a variable's update: `t` counts its updates from 1, in float32."""
 
     t: Any
+
+
+class Finished(NamedTuple):
+    """The finished step of a variable: its weights in float32, and the list of its slots."""
+
+    weights: Any
+    slots: Any
 
 
 class PenalizedOptimizer(CheckedState, _keras.Optimizer):
@@ -141,12 +150,10 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         return self._own_penalties(variables, self._exclusions.from_penalty(variables))
 
     def _own_penalties(self, variables, excluded):
-        return [
-            self.penalty.for_variable(variable)
-            if self.penalty is not None and kernels.is_kernel(variable) and i not in excluded
-            else None
-            for i, variable in enumerate(variables)
-        ]
+        places = [i for i, variable in enumerate(variables) if kernels.is_kernel(variable) and i not in excluded]
+        own = self.penalty.for_variables([variables[i] for i in places]) if self.penalty is not None and places else []
+        found = dict(zip(places, own, strict=False))
+        return [found.get(i) for i in range(len(variables))]
 
     def penalizes(self, position):
         """Whether the variable at `position` of those the optimizer was built for has a penalty."""
@@ -180,6 +187,14 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             Trained(position, variable, penalty, decayed, self.add_slots(variable, penalty is not None))
             for position, (variable, penalty, decayed) in enumerate(zip(variables, penalties, decays, strict=True))
         ]
+        self._shared = next((penalty.shared for penalty in penalties if penalty and penalty.shared), None)
+        excluded_paths = {kernels.variable_path(variables[i]) for i in excluded}
+        if self._shared and (outside := [path for path in self._shared.outside if path not in excluded_paths]):
+            warnings.warn(
+                f"{type(self).__name__}: the channels that {outside} read will not go, because this optimizer does not "
+                "train these kernels: they are frozen, or another's.",
+                stacklevel=2,
+            )
         for trained in self.trained:
             low_precision = keras.backend.standardize_dtype(trained.variable.dtype) in ("bfloat16", "float16")
             if self.starts_from_weights and low_precision:
@@ -253,9 +268,9 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         """`prox_point` of a `Trained` variable as its state is; before its first step no `step` is above zero."""
         return self.prox_point(self.now(trained.position), trained.state)
 
-    def return_strengths(self, trained):
-        """The λ below which each zero of a `Trained` variable comes back with the next step, if its gradient is as
-        before: a tensor of the variable's shape. None where the slots do not tell."""
+    def return_strengths(self, kernels):
+        """The λ below which each zero of `kernels`, a list of `Trained`, comes back with the next step, if its gradient
+        is as before: tensors of their shapes. None where the slots do not tell."""
         return None
 
     def prox(self, trained):
@@ -264,10 +279,19 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             return Prox(None)
         return Prox(trained.penalty, ops.exp(self.strength_exponents[trained.position]))
 
-    def sparse_weights(self, trained):
-        """What the zeros of a `Trained` variable are counted on while training: its weights, or, where these lag
-        behind, what they are moving to."""
-        return trained.value
+    def magnitudes(self, kernels, arrays):
+        """What the penalties of `kernels`, a list of `Trained`, compare with λ·step in arrays of their shapes."""
+        return shared.magnitudes([kernel.penalty for kernel in kernels], arrays)
+
+    def proximal_points(self, kernels, points):
+        """`prox(u, step)` of `kernels`, a list of `Trained`, for a list of such points."""
+        steps = [(u, self.prox(kernel).factor * step) for kernel, (u, step) in zip(kernels, points, strict=True)]
+        return shared.proximal_points([kernel.penalty for kernel in kernels], steps)
+
+    def sparse_weights(self, kernels):
+        """What the zeros of `kernels`, a list of `Trained`, are counted on while training: their weights, or, where
+        these lag behind, what they are moving to."""
+        return [kernel.value for kernel in kernels]
 
     def apply(self, grads, trainable_variables=None):
         """Update the variables from their gradients; see `keras.optimizers.Optimizer.apply`."""
@@ -304,33 +328,61 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         self.advance(counts, rate)
         return rate
 
+    @property
+    def finishes_together(self):
+        return self._shared is not None
+
+    def finish_together(self, positions, gradients, rate):
+        """What `update` is to be given in place of gradients: the finished steps of those variables whose penalty is
+        known for all of them together."""
+        steps, places = {}, {}
+        for place, (position, gradient) in enumerate(zip(positions, gradients, strict=True)):
+            penalty = self.trained[position].penalty
+            if penalty is not None and penalty.shared is not None:
+                steps[penalty.member] = (
+                    functools.partial(self._finish, self.trained[position], gradient, rate),
+                    self.prox(self.trained[position]),
+                )
+                places[penalty.member] = place
+        updates = list(gradients)
+        for member, finished in together.finish(steps, self._shared).items():
+            updates[places[member]] = finished
+        return updates
+
     def update(self, position, gradient, learning_rate):
         """Take the step of one variable."""
         trained = self.trained[position]
         if 0 in trained.variable.shape:
             return  # backends refuse the maximum of nothing, and Keras' add on TensorFlow some empty shapes
+        finished = gradient
+        if not isinstance(gradient, Finished):
+            finished = self._finish(trained, gradient, learning_rate, self.prox(trained))
+        for slot, value in zip(trained.slots.values(), finished.slots, strict=True):
+            self.assign(slot, value)
+        self.assign(trained.variable, ops.cast(finished.weights, trained.variable.dtype))
+
+    def _finish(self, trained, gradient, learning_rate, prox):
+        """The step of a `Trained` variable, without side effects."""
         weights, gradient = trained.precise, _dense_float32(gradient)
         gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
         if self.weight_decay is not None and trained.decays:
             gradient = gradient + self.weight_decay * weights
         # The gate: before a variable has started nothing may enter a sum, so gradient and rate are zero, and its
         # weights stay. (Choosing between old and new slots instead made MRDA's update 2.4 times slower on TensorFlow.)
-        started = self.has_started(position)
+        started = self.has_started(trained.position)
         factor = ops.cast(started, "float32")
         new_weights, slots = self.step(
             weights,
             factor * gradient,
             factor * ops.cast(learning_rate, "float32"),
-            self.now(position),
+            self.now(trained.position),
             trained.state,
-            self.prox(trained),
+            prox,
         )
         new_weights = ops.where(started, new_weights, weights)
         if "weights" in trained.slots:
             slots = {**slots, "weights": new_weights}
-        for name, value in slots.items():
-            self.assign(trained.slots[name], value)
-        self.assign(trained.variable, ops.cast(new_weights, trained.variable.dtype))
+        return Finished(new_weights, [slots[name] for name in trained.slots])
 
     def move_average(self, position, average):
         """Keras' moving average, but in float32 throughout: in bfloat16 a momentum of 0.999 is 1."""

@@ -104,10 +104,14 @@ class RMDA(DualAveraging):
         # Not w + c·(ŵ − w), which is not exactly ŵ at c = 1.
         return (1.0 - c) * weights + c * prox(u, threshold), slots
 
-    def sparse_weights(self, trained):
+    def sparse_weights(self, kernels):
         """ŵ: it has zeros before the iterates have them."""
-        u, step = self.present_prox_point(trained)
-        return ops.where(ops.any(step > 0), self.prox(trained)(u, step), ops.cast(trained.value, "float32"))
+        points = [self.present_prox_point(kernel) for kernel in kernels]
+        minimizers = self.proximal_points(kernels, points)
+        return [
+            ops.where(ops.any(step > 0), minimizer, ops.cast(kernel.value, "float32"))
+            for kernel, (_, step), minimizer in zip(kernels, points, minimizers, strict=True)
+        ]
 
     def get_config(self):
         return {**super().get_config(), "averaging": self.averaging, "restarts": list(self.restarts)}

@@ -49,17 +49,7 @@ class Trained:
         """The slots that the optimizer's rule keeps, as tensors."""
         return {name: ops.convert_to_tensor(slot) for name, slot in self.slots.items() if name != "weights"}
 
-    @property
-    def units(self):
-        """How many weights, or groups of them, become zero each by itself."""
-        return self.penalty.units(self.variable)
 
-    def magnitude(self, u):
-        """What the penalty compares with λ·step, of the shape of `u`."""
-        return ops.broadcast_to(self.penalty.magnitude(u), u.shape)
-
-
-@dataclasses.dataclass(frozen=True)
 class Prox:
     """The proximal map of a variable's penalty; for a variable without penalty, the identity.
 
@@ -68,8 +58,8 @@ class Prox:
         factor: What its λ is multiplied by, a scalar.
     """
 
-    penalty: Penalty | None
-    factor: Any = 1.0
+    def __init__(self, penalty, factor=1.0):
+        self.penalty, self.factor = penalty, factor
 
     def __call__(self, u, step):
         """`argmin_w step·ψ(w) + ½‖w − u‖²`, of the shape of `u`."""

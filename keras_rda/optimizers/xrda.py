@@ -140,9 +140,14 @@ class XRDA(PenalizedOptimizer):
     def prox_point(self, now, slots):
         return (slots["center"], slots["threshold"]) if "threshold" in slots else None
 
-    def return_strengths(self, trained):
-        state = trained.state
-        return None if "center" in state else trained.magnitude(state["velocity"]) / self._reweight(state["magnitude"])
+    def return_strengths(self, kernels):
+        states = [kernel.state for kernel in kernels]
+        if any("center" in state for state in states):
+            return None
+        magnitudes = self.magnitudes(kernels, [state["velocity"] for state in states])
+        return [
+            magnitude / self._reweight(state["magnitude"]) for magnitude, state in zip(magnitudes, states, strict=True)
+        ]
 
     def _average_share(self, rate, peak_rate):
         """`a_t`."""
