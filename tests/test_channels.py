@@ -150,6 +150,61 @@ def test_classes_of_attention_are_heads():
     assert (query.reads.ravel().tolist(), query.computes.ravel().tolist()) == ([-1], [0, 1, 2])
 
 
+MULTIPLY_ADDS = {
+    "residual": (residual_network, 8 * 8 * (9 * 8 + 4 * 9 * 8 * 8) + 8 * 10),
+    "transformer": (lambda: transformer(), None),
+    "mobilenet": (lambda: keras.applications.MobileNetV2((32, 32, 3), weights=None, classes=3), None),
+    "any size": (lambda: backbone_of_any_size(), None),
+}
+
+
+def transformer():
+    inputs = keras.Input((6, 8))
+    x = layers.LayerNormalization()(inputs + layers.MultiHeadAttention(3, 2, name="attention")(inputs, inputs))
+    return keras.Model(inputs, x + layers.Dense(8)(layers.Dense(16, "gelu")(x)))
+
+
+def backbone_of_any_size():
+    image = keras.Input((None, None, 3))
+    features = keras.Model(image, layers.Conv2D(4, 3)(layers.Conv2D(6, 3, strides=2)(image)))
+    inputs = keras.Input((20, 20, 3))
+    return keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(features(inputs))))
+
+
+@pytest.mark.parametrize("name", MULTIPLY_ADDS)
+def test_multiply_adds_are_those_of_compress(name):
+    make, expected = MULTIPLY_ADDS[name]
+    model = make()
+    randomise(model, np.random.default_rng(0), zero_bias=0.0)
+    found = classes.read(model)
+    alive = np.ones(found.number, bool)
+    whole = found.multiply_adds(alive)
+    assert expected is None or whole == expected
+    alive[::3] = False
+    zero_what_reads(model, np.flatnonzero(~alive))
+    report = keras_rda.compress(model, report=True)[1]
+    assert not any(row.placeholders for row in report.rows)
+    assert report.total("multiply_adds") == (whole, found.multiply_adds(alive))
+    one = np.ones(found.number, bool)
+    one[1] = False
+    assert found.multiply_adds_of_each()[1] == whole - found.multiply_adds(one)
+
+
+def test_multiply_adds_of_unknown_layers_are_not_known():
+    class Own(layers.Layer):
+        def build(self, shape):
+            self.kernel = self.add_weight((shape[-1], 2), name="kernel")
+
+        def call(self, x):
+            return x @ self.kernel
+
+    inputs = keras.Input((4,))
+    assert not classes.read(keras.Model(inputs, Own()(layers.Dense(3)(inputs)))).knows_multiply_adds
+    image = keras.Input((None, None, 3))
+    model = keras.Model(image, layers.Conv2D(2, 1)(layers.Conv2D(4, 3)(image)))
+    assert not classes.read(model).knows_multiply_adds
+
+
 def test_classes_do_not_depend_on_the_weights():
     model = residual_network()
     before = reads(model)
@@ -265,6 +320,27 @@ def test_configuration_makes_the_same_penalty():
     assert penalty.for_variables(kernel)[0] is None
 
 
+def test_groups_weighed_by_what_they_cost():
+    """A group of weights that are multiplied at four times as many positions has twice the threshold."""
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 1, use_bias=False, name="wide")(inputs)
+    x = layers.MaxPooling2D(2)(layers.Conv2D(4, 1, use_bias=False, name="between")(x))
+    x = layers.Conv2D(3, 1, use_bias=False, name="narrow")(x)
+    model = keras.Model(inputs, layers.Conv2D(1, 1, use_bias=False, name="last")(x))
+    _, *readers = model.trainable_variables
+    for variable in readers:
+        variable.assign(np.ones(variable.shape))
+    # What goes with a channel: of wide 64·(3 + 4); of between 64·4 + 16·3; of narrow 16·(4 + 1).
+    costs = [448, 304, 80]
+    penalty = keras_rda.GroupL1(1.0, "channels", model, "multiply_adds")
+    for own in (penalty, keras_rda.GroupL1.from_config(penalty.get_config())):
+        found = own.for_variables(model.trainable_variables)[1].shared.magnitudes(dict(enumerate(readers)))
+        magnitudes = [np.unique(values([array])[0]).item() for array in found.values()]
+        # Weights of one: ‖w_G‖ = √(4, 3, 1).
+        expected = np.sqrt(np.array([4, 3, 1]) / costs)
+        np.testing.assert_allclose(np.array(magnitudes) / magnitudes[0], expected / expected[0], rtol=1e-6)
+
+
 def test_penalty_of_zero_leaves_every_bit(digits):
     results = []
     for make in (lambda model: keras_rda.GroupL1(0.0, "channels", model), lambda model: None):
@@ -321,6 +397,12 @@ def test_arguments(digits):
         def call(self, x):
             return self.dense(x)
 
+    with pytest.raises(
+        ValueError, match=r"weights must be .size. or, .*; received 'multiply_adds' with groups='inputs'"
+    ):
+        keras_rda.GroupL1(1e-3, layout=model, weights="multiply_adds")
+    with pytest.raises(ValueError, match=r"must know them of every layer: pass layout=model, of a model whose inputs"):
+        keras_rda.GroupL1(1e-3, "channels", LAYOUT, "multiply_adds")
     own = Own()
     own(np.ones((1, 3)))
     with pytest.raises(ValueError, match=r"needs the graph of a Sequential or Functional model.* Own 'own' has none"):
@@ -389,7 +471,7 @@ def test_fit_is_the_same_compiled_or_not(make, digits):
 
 def steps(gradients, dtype="float32", **options):
     variables = kernels(np.random.default_rng(0), dtype=dtype)
-    optimizer = keras_rda.XRDA(0.5, channels(0.1), **options)
+    optimizer = keras_rda.XRDA(0.5, channels(0.2), **options)
     for gradient in gradients:
         optimizer.apply([keras.ops.cast(part, dtype) for part in gradient], variables)
     return values(keras.ops.cast(variable, "float32") for variable in variables)
@@ -414,3 +496,19 @@ def test_low_precision_keeps_the_zeros_of_float32():
         np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
     assert 0 < np.mean(flat(theirs) == 0) < 1
     np.testing.assert_array_equal(flat(ours) == 0, flat(theirs) == 0)
+
+
+@pytest.mark.parametrize("groups", ["channels", "inputs"])
+@pytest.mark.parametrize("name", ["XRDA", "MRDA", "RMDA"])
+def test_ends_with_the_share_of_multiply_adds_that_is_wanted(name, groups, digits):
+    keras.utils.set_random_seed(1)
+    model = residual_network()
+    arguments = OPTIMIZERS[name].steered(lambda rate: keras.optimizers.schedules.CosineDecay(rate, 8 * 12))
+    compiled(model, OPTIMIZERS[name](**arguments, penalty=keras_rda.GroupL1(1e-5, groups, model)))
+    target = keras_rda.TargetSparsity(0.5, interval=1, of="multiply_adds")
+    x, y = digits[0][:256], digits[1][:256]
+    model.fit(x, y, batch_size=32, epochs=12, verbose=0, callbacks=[target])
+    before, after = keras_rda.compress(model, report=True)[1].total("multiply_adds")
+    tolerance = max(0.01, 1.01 * classes.read(model).multiply_adds_of_each().max() / before)
+    assert abs(after / before - 0.5) <= tolerance
+    assert keras_rda.sparsity(model, kernels_only=True) < 0.45

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import reference
 
-from keras_rda.callbacks import steering
+import keras_rda
+from keras_rda.callbacks import counted, steering
 
 
 def test_schedule_rises_between_its_ends():
@@ -49,25 +50,28 @@ def test_margin():
 def test_trim_takes_the_smallest():
     magnitudes = np.array([3.0, 0, 1, 0, 4, 0, 2, 0, 5, 0])  # half are zero
     # At 0.6, one is missing to six zeros, and four are kept; at 0.7, two and three, more than half.
-    assert steering.trim_limit(magnitudes, 0.6) == (1.0, 1 / 4)
-    assert steering.trim_limit(magnitudes, 0.7) is None
-    assert steering.trim_limit(magnitudes, 0.5) is None
+    assert counted.trim_limit(magnitudes, 0.6) == (1.0, 1 / 4)
+    assert counted.trim_limit(magnitudes, 0.7) is None
+    assert counted.trim_limit(magnitudes, 0.5) is None
 
 
 def test_trim_leaves_equal_ones_that_overshoot():
     """One is missing, and the smallest are a group of two or of three: one or two too many."""
     zeros, larger = [0.0] * 5, [2.0, 2.5, 3.0]
-    assert steering.trim_limit(np.array([*zeros, 1.0, 1.0, *larger]), 0.6) is None
-    assert steering.trim_limit(np.array([*zeros, 1.0, 1.5, *larger]), 0.6) == (1.0, 1 / 4)
+    assert counted.trim_limit(np.array([*zeros, 1.0, 1.0, *larger]), 0.6) is None
+    assert counted.trim_limit(np.array([*zeros, 1.0, 1.5, *larger]), 0.6) == (1.0, 1 / 4)
 
 
 def test_quantile_of_critical_strengths_gives_the_wanted_sigma():
     """A weight is soft(u, λ·step): zero from λ = |u| / step on."""
     random = np.random.default_rng(0)
-    kernels = [types.SimpleNamespace(position=i, magnitude=np.abs) for i in range(2)]
+    kernels = [types.SimpleNamespace(position=i) for i in range(2)]
     points = [(random.normal(size=(20, 25)).astype("float32"), np.float32(step)) for step in (2.0, 7.0)]
-    optimizer = types.SimpleNamespace(present_prox_point=lambda kernel: points[kernel.position])
-    strengths = steering.Steered("both", kernels, 0.9).critical_strengths(optimizer)
+    optimizer = types.SimpleNamespace(
+        present_prox_point=lambda kernel: points[kernel.position],
+        magnitudes=lambda kernels, arrays: list(map(np.abs, arrays)),
+    )
+    strengths = steering.Steered("both", kernels, 0.9, None).critical_strengths(optimizer)
     strength = np.quantile(strengths, 0.9)
     zeros = sum(np.count_nonzero(reference.soft(u, strength * step) == 0) for u, step in points)
     assert zeros == 900
@@ -75,7 +79,9 @@ def test_quantile_of_critical_strengths_gives_the_wanted_sigma():
 
 def test_groups_by_the_longest_name():
     kernels = [
-        types.SimpleNamespace(position=i, variable=types.SimpleNamespace(path=path))
+        types.SimpleNamespace(
+            position=i, penalty=keras_rda.L1(1.0), variable=types.SimpleNamespace(path=path, shape=(2, 3))
+        )
         for i, path in enumerate(("a/dense/kernel", "b/dense/kernel", "conv/kernel"))
     ]
     first, second = steering.groups(kernels, {"dense": 0.5, "b/dense": 0.8}, per_layer=False)

@@ -35,14 +35,25 @@ NETWORKS = {
 BASELINE = "SGD, momentum"
 LARGE = 2**28  # float32 numbers: more than an accelerator's cache holds
 OURS = [name for name in keras_rda.optimizers.__all__ if name != "PenalizedOptimizer"]
+
+
+def _by_default(name):
+    return lambda model: getattr(keras_rda, name)()
+
+
+# Functions of the model whose variables they update.
 OPTIMIZERS = {
-    BASELINE: lambda: keras.optimizers.SGD(0.01, momentum=0.9),
-    **{name: getattr(keras_rda, name) for name in OURS},
-    "MRDA, center initial": lambda: keras_rda.MRDA(center="initial"),
-    "ProxSGD, momentum": lambda: keras_rda.ProxSGD(momentum=0.9),
-    "XRDA, averaging": lambda: keras_rda.XRDA(averaging=None),
-    "Adam": lambda: keras.optimizers.Adam(),
-    "Ftrl": lambda: keras.optimizers.Ftrl(l1_regularization_strength=1e-6),
+    BASELINE: lambda model: keras.optimizers.SGD(0.01, momentum=0.9),
+    **{name: _by_default(name) for name in OURS},
+    "MRDA, center initial": lambda model: keras_rda.MRDA(center="initial"),
+    "ProxSGD, momentum": lambda model: keras_rda.ProxSGD(momentum=0.9),
+    "XRDA, averaging": lambda model: keras_rda.XRDA(averaging=None),
+    "MRDA, groups": lambda model: keras_rda.MRDA(penalty=keras_rda.GroupL1(1e-6, "inputs", model)),
+    "MRDA, channels": lambda model: keras_rda.MRDA(penalty=keras_rda.GroupL1(1e-6, "channels", model)),
+    "XRDA, groups": lambda model: keras_rda.XRDA(penalty=keras_rda.GroupL1(1e-6, "inputs", model)),
+    "XRDA, channels": lambda model: keras_rda.XRDA(penalty=keras_rda.GroupL1(1e-6, "channels", model)),
+    "Adam": lambda model: keras.optimizers.Adam(),
+    "Ftrl": lambda model: keras.optimizers.Ftrl(l1_regularization_strength=1e-6),
 }
 # The largest ratio that `--check` lets pass, some 1.5 times the usual one.
 LIMITS = {
@@ -141,7 +152,7 @@ def measure(model, rounds, optimizers=tuple(OPTIMIZERS), repeats=None):
     ]
     updates, slots = {}, {}
     for name in dict.fromkeys((BASELINE, *optimizers)):
-        optimizer = OPTIMIZERS[name]()
+        optimizer = OPTIMIZERS[name](model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "RDA starts at")  # zero, where no network can
             updates[name] = compiled_update(optimizer, variables, gradients, repeats)

@@ -3,13 +3,16 @@
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Literal
 
 import keras
 import numpy as np
 
-from keras_rda import _keras
+from keras_rda import _keras, compression
 from keras_rda.callbacks import steering
+from keras_rda.callbacks.counted import TOLERANCE, MultiplyAdds
 from keras_rda.checks import check_number, is_number, is_positive_integer
+from keras_rda.compression import classes, graph
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
 
@@ -58,6 +61,9 @@ class TargetSparsity(keras.callbacks.Callback):
         interval: Updates from one measurement to the next, a positive whole number; each reads all penalised kernels.
             Defaults to None: 8, but more in long training, so that σ is measured 500 times at most, and fewer where
             it would not be measured sixty times while it rises.
+        of: What `target` is a share of: `"zeros"`, of the kernels' weights; or `"multiply_adds"`, of those that the
+            model needs for one sample: with 0.3, `compress` leaves 0.7 of them. For a penalty by which whole channels
+            go, such as `GroupL1(…, groups="channels", layout=model)`.
 
     Raises:
         TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, its penalty no
@@ -84,6 +90,7 @@ class TargetSparsity(keras.callbacks.Callback):
         begin: float = 0.0,
         end: float = 0.75,
         interval: int | None = None,
+        of: Literal["zeros", "multiply_adds"] = "zeros",
     ) -> None:
         super().__init__()
         targets = [target]
@@ -114,7 +121,12 @@ class TargetSparsity(keras.callbacks.Callback):
             raise ValueError(
                 f"TargetSparsity: interval must be a positive whole number of updates; received {interval!r}."
             )
+        if of not in ("zeros", "multiply_adds"):
+            raise ValueError(f'TargetSparsity: of must be "zeros" or "multiply_adds"; received {of!r}.')
+        if of != "zeros" and (per_layer or isinstance(target, Mapping)):
+            raise ValueError(f"TargetSparsity(of={of!r}) goes with one target for the whole model.")
         self.target, self.per_layer, self.begin, self.end, self.interval = target, per_layer, begin, end, interval
+        self.of = of
         self._schedule = steering.Schedule(begin, end)
 
     def on_train_begin(self, logs=None):
@@ -250,24 +262,24 @@ class TargetSparsity(keras.callbacks.Callback):
             stopped = usual if self._position < self._batches else ""
             usual = f"{stopped} {advice}".strip() if advice else usual
         for group in self._groups:
-            advice = usual
-            sigma = group.measure(lambda kernels: [kernel.value for kernel in kernels])
+            advice, what = usual, group.counted.name
+            share = group.measure(lambda kernels: [kernel.value for kernel in kernels])
             optimizer.steering_memory.forget(group.positions)
-            if abs(sigma - group.target) > group.tolerance:
+            if abs(share - group.target) > group.counted.tolerance:
                 strength = group.strength(optimizer)
                 if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it
                     advice = (
                         "No λ makes more weights zero: are the learning rate and the gradients above zero, and finite?"
                     )
                 warnings.warn(
-                    f"TargetSparsity: {group.name} ended at σ = {sigma:.4f}, not at {group.target}; λ is {strength:g}. "
-                    + advice,
+                    f"TargetSparsity: {group.name} ended at {what} = {share:.4f}, not at {group.target}; λ is "
+                    f"{strength:g}. {advice}",
                     stacklevel=2,
                 )
             elif group.trimmed > self.NOTABLE_TRIM:
                 warnings.warn(
-                    f"TargetSparsity: {group.name} reached σ = {group.target} only after the last batch, when zeroing "
-                    f"{100 * group.trimmed:.0f} % more weights than it keeps may have cost accuracy. {advice}",
+                    f"TargetSparsity: {group.name} reached {what} = {group.target} only after the last batch, when "
+                    f"zeroing {100 * group.trimmed:.0f} % more weights than it keeps may have cost accuracy. {advice}",
                     stacklevel=2,
                 )
 
@@ -303,32 +315,52 @@ class TargetSparsity(keras.callbacks.Callback):
             )
         return optimizer
 
+    def _counted(self, penalized):
+        """What is counted, where it is not zeros."""
+        if self.of == "zeros":
+            return None
+        if not compression.is_supported(self.model):
+            raise ValueError(
+                'TargetSparsity(of="multiply_adds") needs the graph of a Sequential or Functional model, as compress() '
+                f"does; {type(self.model).__name__} '{self.model.name}' has none. {graph.advice(self.model)}"
+            )
+        found = classes.read(self.model)
+        if not found.number or not found.knows_multiply_adds:
+            missing = "no channels that can go" if not found.number else "layers whose multiply-adds are not known"
+            raise ValueError(
+                f'TargetSparsity(of="multiply_adds"): the model {self.model.name!r} has {missing}: it needs inputs '
+                "with a size, and Keras' own layers."
+            )
+        return MultiplyAdds(penalized, found, self.model.variables)
+
     def _make_groups(self, optimizer):
         # Of the optimizer's variables, which may have been frozen since it was built.
         trained = set(map(id, self.model.trainable_variables))
         penalized = [own for own in optimizer.trained if own.penalty is not None and id(own.variable) in trained]
         if not penalized:
             raise ValueError("TargetSparsity has nothing to steer: the optimizer penalises no variable of the model.")
-        groups = steering.groups(penalized, self.target, self.per_layer)
+        groups = steering.groups(penalized, self.target, self.per_layer, self._counted(penalized))
         for group in groups:
-            if group.target > group.most:
+            counted = group.counted
+            if group.target > counted.most:
                 raise ValueError(
-                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: only {group.most:.4f} of the "
-                    "weights read channels that can go. Choose a target below that."
+                    f"TargetSparsity: {group.name} cannot end at {counted.name} = {group.target}: at most it is "
+                    f"{counted.most:.4f}, when all channels have gone that can. Choose a target below that."
                 )
-            nearest = group.nearest
-            if abs(nearest - group.target) > group.TOLERANCE:
+            nearest = counted.nearest(group.target)
+            if abs(nearest - group.target) > TOLERANCE:
                 choice = f"the nearest σ is {nearest:.4f}. Choose that" if 0 < nearest < 1 else "no σ can be chosen"
                 raise ValueError(
-                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {group.units} weights or "
+                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {counted.units} weights or "
                     f"groups that become zero together, so {choice}, or fewer targets of their own, or a larger "
                     "network."
                 )
-            sigma = group.measure(optimizer.sparse_weights)
+            now = group.measure(optimizer.sparse_weights)
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
-            if group.begun(optimizer) is None and group.target + group.tolerance < sigma < 1:
+            if group.begun(optimizer) is None and group.target + counted.tolerance < now < 1:
                 raise ValueError(
-                    f"TargetSparsity: the target {group.target} of {group.name} is below its present σ = {sigma:.4f}, "
-                    "and steering does not bring weights back. Choose a target above it, or train from dense weights."
+                    f"TargetSparsity: the target {group.target} of {group.name} is below its present {counted.name} = "
+                    f"{now:.4f}, and steering does not bring weights back. Choose a target above it, or train from "
+                    "dense weights."
                 )
         return groups

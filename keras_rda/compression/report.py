@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from rich.table import Table
 
-from keras_rda import layer_facts, output
-from keras_rda.kernels import is_kernel
+from keras_rda import output
+from keras_rda.compression import costs
 
 layers = keras.layers
 
@@ -123,7 +123,7 @@ def make_report(flat, analysis, made, tensors, multiple_of=1):
     nested model that was built for any size.
     """
     rows, seen = [], set()
-    calls = collections.defaultdict(list)
+    calls, shapes = collections.defaultdict(list), {tensor: tuple(new.shape) for tensor, new in tensors.items()}
     for call in flat.calls:
         calls[id(call.layer)].append(call)
     for call in flat.calls:
@@ -140,7 +140,7 @@ def make_report(flat, analysis, made, tensors, multiple_of=1):
                 kind=type(layer).__name__,
                 channels=_channels(use, analysis),
                 parameters=_pair(sum(math.prod(weight.shape) for weight in item.weights) for item in pair),
-                multiply_adds=_pair(_multiply_adds(item, calls[key], tensors) for item in pair),
+                multiply_adds=_pair(costs.multiply_adds(item, calls[key], shapes) for item in pair),
                 bytes=_pair(sum(_bytes(weight) for weight in item.weights) for item in pair),
                 zeros_kept=len(dead),
                 reasons=tuple(analysis.reasons(dead)),
@@ -181,30 +181,3 @@ def _dead_and_kept(use, analysis):
 
 def _bytes(weight):
     return keras.ops.convert_to_numpy(weight).nbytes
-
-
-def _multiply_adds(layer, calls, tensors):
-    """Weights times the positions at which each is used, over all calls of the layer."""
-    if isinstance(layer, layers.MultiHeadAttention):
-        return _attention(layer, [tensors[call.inputs[0]].shape for call in calls])
-    facts = layer_facts.of(layer)
-    if facts is not None and facts.positions is None:
-        return 0
-    if type(layer) not in layer_facts.TABLE:  # one of the user's own may use its weights in any way
-        return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
-    positions = [
-        layer_facts.positions(layer, tensors[call.inputs[0]].shape, tensors[call.outputs[0]].shape) for call in calls
-    ]
-    if None in positions:
-        return None
-    return sum(positions) * sum(math.prod(weight.shape) for weight in layer.weights if is_kernel(weight))
-
-
-def _attention(layer, shapes):
-    """Projections and attention itself, of as many keys as queries."""
-    if any(None in shape[1:] for shape in shapes):
-        return None
-    tokens = [math.prod(shape[1:-1]) for shape in shapes]
-    kernels = sum(math.prod(weight.shape) for weight in layer.weights if len(weight.shape) > 2)
-    heads = layer.num_heads * (layer.key_dim + layer.value_dim)
-    return sum(count * kernels + count**2 * heads for count in tokens)

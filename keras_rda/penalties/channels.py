@@ -13,7 +13,8 @@ from keras_rda.penalties.shared import SharedGroups
 
 
 def layout_of(model):
-    """The layout of a built Keras model; raises a `ValueError` if no channel of it can go."""
+    """The layout of a built Keras model, and a float array with the multiply-adds that each group saves (None: not
+    known); raises a `ValueError` if no channel of it can go."""
     if not compression.is_supported(model):
         raise ValueError(
             f'GroupL1(groups="channels") needs the graph of a Sequential or Functional model, as compress() does; '
@@ -25,10 +26,11 @@ def layout_of(model):
             f'GroupL1(groups="channels"): no channel of {model.name!r} can go. They are: {"; ".join(found.reasons)}.'
         )
     reads = {kernel.path: kernel.reads for kernel in found.kernels}
-    return {
+    layout = {
         path: reads[path].tolist() if path in reads and (reads[path] >= 0).any() else None
         for path in layer_facts.axes_of(model)
     }
+    return layout, found.multiply_adds_of_each() if found.knows_multiply_adds else None
 
 
 def check(path, groups):
@@ -44,8 +46,10 @@ def check(path, groups):
     return array
 
 
-def penalties(penalty, layout, variables):
+def penalties(penalty, layout, variables, costs=None):
     """The own penalty of each of `variables`, or None; `layout` has arrays in place of lists.
+
+    `costs` are numbers for the layout's groups, to weigh them by in place of their sizes.
 
     A channel that another kernel of the layout reads stays, so its group has no penalty.
     """
@@ -68,6 +72,7 @@ def penalties(penalty, layout, variables):
         [variables[place] for place in members],
         [np.searchsorted(numbers, arrays[place]) - 1 for place in members],
         [path for path, own in outside.items() if (own >= 0).any()],
+        None if costs is None else costs[numbers[1:]],
     )
     own = dict(zip(members, shared.penalties(), strict=True))
     return [own.get(place) for place in range(len(variables))]

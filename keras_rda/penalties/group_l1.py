@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_rda import kernels, layer_facts
@@ -39,10 +40,14 @@ class GroupL1(Penalty):
             several that fit the longest counts. For kernels it does not name, names and ranks decide, as Keras names
             its layers: Dense, convolutions, transposed and depthwise ones. Kernels of rank 3 that are not a `conv1d`
             need it. With `groups="channels"` the model, which must be one that `compress` can read.
+        weights: What decides how strongly a group is penalised: `"size"`, √|G|; or, with `groups="channels"`,
+            `"multiply_adds"`, the root of what the model saves with the channel for one sample, on the same scale: of
+            two channels that matter alike, the one that costs more goes first.
 
     Raises:
         TypeError: `layout` is neither a model nor a dict.
-        ValueError: `groups` is none of these; the model of `layout` is not built, or has no channel that can go; when
+        ValueError: `groups` or `weights` is none of these; the model of `layout` is not built, has no channel that can
+            go, or layers whose multiply-adds are not known; when
             the optimizer is built, a kernel whose groups are not known, or that the model of `layout` does not have.
 
     Example:
@@ -58,6 +63,7 @@ class GroupL1(Penalty):
         strength: Schedulable,
         groups: Literal["inputs", "outputs", "channels"] = "inputs",
         layout: keras.Model | Mapping[str, Any] | None = None,
+        weights: Literal["size", "multiply_adds"] = "size",
     ) -> None:
         super().__init__(strength)
         if groups not in ("inputs", "outputs", "channels"):
@@ -65,8 +71,13 @@ class GroupL1(Penalty):
                 'GroupL1: groups must be "inputs" (input channels), "outputs" (output filters) or "channels" (what '
                 f"reads a channel, in all kernels together); received {groups!r}."
             )
-        self.groups = groups
-        self._model_name = None
+        if weights not in ("size", "multiply_adds") or (weights == "multiply_adds" and groups != "channels"):
+            raise ValueError(
+                'GroupL1: weights must be "size" or, with groups="channels", "multiply_adds"; received '
+                f"{weights!r} with groups={groups!r}."
+            )
+        self.groups, self.weights = groups, weights
+        self._model_name = self._costs = None
         if isinstance(layout, keras.Model):
             self._model_name = layout.name
             axes = layer_facts.axes_of(layout)
@@ -76,7 +87,9 @@ class GroupL1(Penalty):
                     "model.build(input_shape)."
                 )
             if groups == "channels":
-                layout = channels.layout_of(layout)
+                layout, costs = channels.layout_of(layout)
+                if weights == "multiply_adds":
+                    self._costs = costs
             else:
                 layout = {path: getattr(own, groups) for path, own in axes.items()}
         elif not isinstance(layout, (Mapping, type(None))):
@@ -87,6 +100,11 @@ class GroupL1(Penalty):
         elif groups == "channels" and not layout:
             raise ValueError(
                 'GroupL1(groups="channels") must know which kernels read the same channels: pass layout=model.'
+            )
+        if weights == "multiply_adds" and self._costs is None:
+            raise ValueError(
+                'GroupL1(weights="multiply_adds") must know them of every layer: pass layout=model, of a model whose '
+                "inputs have a size and whose layers with kernels are Keras' own."
             )
         check = channels.check if groups == "channels" else _check_axes
         self.layout = {part: own if own is None else check(part, own) for part, own in (layout or {}).items()}
@@ -101,7 +119,7 @@ class GroupL1(Penalty):
     def for_variables(self, variables):
         if self.groups != "channels":
             return super().for_variables(variables)
-        return channels.penalties(self, self.layout, variables)
+        return channels.penalties(self, self.layout, variables, self._costs)
 
     def value(self, w):
         return self._groups(w).value(w)
@@ -148,7 +166,18 @@ class GroupL1(Penalty):
         layout = self.layout
         if self.groups == "channels":
             layout = {path: own if own is None else own.tolist() for path, own in layout.items()}
-        return {**super().get_config(), "groups": self.groups, "layout": layout}
+        costs = {} if self._costs is None else {"costs": self._costs.tolist()}
+        return {**super().get_config(), "groups": self.groups, "layout": layout, "weights": self.weights, **costs}
+
+    @classmethod
+    def from_config(cls, config):
+        """The inverse of `get_config`."""
+        costs = config.get("costs")
+        if costs is None:
+            return super().from_config(config)
+        penalty = super().from_config({key: config[key] for key in config if key not in ("costs", "weights")})
+        penalty.weights, penalty._costs = config["weights"], np.array(costs)
+        return penalty
 
 
 class _Groups:

@@ -7,16 +7,17 @@ from keras import ops
 
 
 class SharedGroups:
-    """ψ = λ·Σ_G √|G|·‖w_G‖₂ over groups of weights that lie in several variables.
+    """ψ = λ·Σ_G √c_G·‖w_G‖₂ over groups of weights that lie in several variables; c_G is |G|, or what a group costs.
 
     Args:
         penalty: The `Penalty` that has λ.
         variables: The kernels.
         groups: For each, an int array that broadcasts to its shape: the number of each weight's group, −1: of none.
         outside: Paths of kernels that keep other groups of the same layout from going.
+        costs: Float array (groups,), c_G relative to one another; None: the numbers of weights.
     """
 
-    def __init__(self, penalty, variables, groups, outside=()):
+    def __init__(self, penalty, variables, groups, outside=(), costs=None):
         self._penalty, self.variables, self.outside = penalty, variables, outside
         self.number = 1 + max((int(array.max(initial=-1)) for array in groups), default=-1)
         self._shapes = [array.shape for array in groups]
@@ -27,7 +28,8 @@ class SharedGroups:
             math.prod(variable.shape) // array.size for variable, array in zip(variables, groups, strict=True)
         ]
         self._sizes = self._count(range(len(variables)))
-        self._roots = np.sqrt(np.append(self._sizes[:-1], 0.0)).astype("float32")
+        costs = self.sizes if costs is None else costs * (self.sizes.sum() / costs.sum())  # so that λ acts as strongly
+        self._roots = np.sqrt(np.append(costs, 0.0)).astype("float32")
 
     def penalties(self):
         """The `SharedPenalty` of each variable."""
@@ -82,8 +84,8 @@ class SharedGroups:
             arrays: Dict from members to tensors of their shapes; other members count as their variables are.
 
         Returns:
-            Dict from the same members to tensors that broadcast to their shapes: the root mean square of the group;
-            zero for weights of no group.
+            Dict from the same members to tensors that broadcast to their shapes: ‖w_G‖₂ / √c_G, which for c_G = |G|
+            is the root mean square of the group; zero for weights of no group.
         """
         norms = ops.sqrt(self._sums([self._squares(arrays)])[:, 0])
         found = ops.multiply(norms, np.divide(1.0, self._roots, out=np.zeros_like(self._roots), where=self._roots > 0))
