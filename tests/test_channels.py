@@ -371,7 +371,7 @@ def test_target_beyond_what_can_go(digits):
     model = keras.Model(inputs, layers.Dense(10)(layers.Flatten()(joined)))
     compiled(model, keras_rda.MRDA(penalty=keras_rda.GroupL1(1e-3, "channels", model)))
     with pytest.raises(
-        ValueError, match=r"cannot end at σ = 0\.9: only 0\.7500 of the weights read channels that can go"
+        ValueError, match=r"cannot end at σ = 0\.9: at most it is 0\.7500, when all"
     ):
         fit(model, digits, [keras_rda.TargetSparsity(0.9, interval=1)], epochs=30)
     fit(model, digits, [keras_rda.TargetSparsity(0.5, interval=1)], epochs=30)

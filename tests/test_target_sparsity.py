@@ -7,6 +7,7 @@ import pytest
 from helpers import BACKEND, OPTIMIZERS, compiled, fit, small_network, state, values
 
 import keras_rda
+from keras_rda.callbacks.counted import Zeros
 from keras_rda.callbacks.steering import Schedule, Steered, with_margin
 
 STEERED = {name: case for name, case in OPTIMIZERS.items() if case.steered is not None}
@@ -381,18 +382,19 @@ def test_zeros_beyond_the_target_come_back(digits, penalty):
 @pytest.mark.parametrize("optimizer", [keras_rda.MRDA, lambda: keras_rda.XRDA(averaging=None)], ids=["MRDA", "XRDA"])
 def test_quantiles_of_a_sample(optimizer, digits, monkeypatch):
     """A network of more weights than quantiles are taken of."""
-    monkeypatch.setattr(Steered, "SAMPLE", 2000)
+    monkeypatch.setattr(Zeros, "SAMPLE", 2000)
     model = compiled(dense_network(), optimizer())
     assert steer(model, digits, 0.8, epochs=6)[-1] == pytest.approx(0.8, abs=0.03)
     kernels = [trained for trained in model.optimizer.trained if trained.penalty is not None]
-    steered = Steered("the model", kernels, 0.8)
-    sample = steered.critical_strengths(model.optimizer)
-    np.testing.assert_array_equal(sample, steered.critical_strengths(model.optimizer))
+    steered = Steered("the model", kernels, 0.8, Zeros(kernels))
+    strengths = steered.critical_strengths(model.optimizer)
+    limit = steered.counted.limit(strengths, 0.8)
+    assert limit == steered.counted.limit(strengths, 0.8)
+    assert abs(len(steered.counted._elements(strengths)) - 2000) < 10
     monkeypatch.undo()
-    whole = steered.critical_strengths(model.optimizer)
-    assert len(whole) > 2 * len(sample)
-    assert abs(len(sample) - 2000) < 10
-    assert np.mean(whole <= np.quantile(sample, 0.8)) == pytest.approx(0.8, abs=0.03)
+    whole = np.concatenate([np.ravel(array) for array in values(strengths)])
+    assert len(whole) == steered.counted.weights > 4000
+    assert np.mean(whole <= limit) == pytest.approx(0.8, abs=0.03)
 
 
 def test_warnings_of_single_kernels_are_their_own():
@@ -472,10 +474,10 @@ def test_large_trim_is_reported(digits):
         steer(compiled(model, keras_rda.ProxSGD(1e-9, 1e-9)), digits, 0.9, end=1.0, epochs=3)
 
 
-@pytest.mark.parametrize("sample", [Steered.SAMPLE, 1000])
+@pytest.mark.parametrize("sample", [Zeros.SAMPLE, 1000])
 def test_without_a_quantile_the_target_is_met_from_the_end_of_the_rise_on(digits, monkeypatch, sample):
     """What is missing becomes zero at every measurement: in large networks, up to the last batch, by a sample."""
-    monkeypatch.setattr(Steered, "SAMPLE", sample)
+    monkeypatch.setattr(Zeros, "SAMPLE", sample)
     model = compiled(dense_network(), keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(1.0, 640)))
     sigma = np.array(steer(model, digits, 0.9, epochs=20))
     assert sigma[481:-1:2].min() > (0.899 if sample > 1000 else 0.88)  # after every second batch it is measured
