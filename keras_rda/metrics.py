@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_rda import _keras, output
+from keras_rda import _keras, compression, output
 from keras_rda.kernels import is_kernel
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 
@@ -35,9 +35,14 @@ class VariableSparsity:
 
 @dataclasses.dataclass(frozen=True)
 class SparsitySummary:
-    """The trainable variables of a model with their zeros: `rows` for programs, `print(summary)` for people."""
+    """The trainable variables of a model with their zeros: `rows` for programs, `print(summary)` for people.
+
+    `multiply_adds` are those of the model for one sample, and those that `compress` would leave of them; None where
+    they are not known.
+    """
 
     rows: tuple[VariableSparsity, ...]
+    multiply_adds: tuple[int, int] | None = None
 
     def sparsity(self, kernels_only=False):
         """σ over all rows (eq. 30), or over the kernels."""
@@ -71,7 +76,11 @@ class SparsitySummary:
                 zeros, total = sum(row.zeros for row in rows), sum(row.bytes for row in rows)
                 sigma = self.sparsity(kernels_only=name == "kernels")
                 table.add_row(name, "", "", f"{zeros:,}", f"{sigma:.4f}", f"{total:,}")
-        return output.text(table, width=output.WIDTH)
+        lines = []
+        if self.multiply_adds is not None and self.multiply_adds[0]:
+            before, after = self.multiply_adds
+            lines = [f"compress() would leave {after:,} of {before:,} multiply-adds ({after / before:.2f})."]
+        return output.text(table, *lines, width=output.WIDTH)
 
 
 def summary(model: keras.Model) -> SparsitySummary:
@@ -81,19 +90,20 @@ def summary(model: keras.Model) -> SparsitySummary:
         model: A built Keras model.
 
     Returns:
-        A `SparsitySummary`; `print` shows a table, whose last rows are σ over all of them and over the kernels.
+        A `SparsitySummary`; `print` shows a table, whose last rows are σ over all of them and over the kernels, and
+        what `compress` would leave of a functional model's multiply-adds.
 
     Raises:
         ValueError: the optimizer that the model is compiled with cannot be built for it, such as for an exclusion that
             matches nothing.
     """
     _keras.check_model("summary", model)
-    found, optimizer = summarize(model.trainable_variables), inner_optimizer(model)
-    if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None:
-        return found
-    penalties = optimizer.penalties_of(model.trainable_variables)
-    rows = zip(found.rows, penalties, strict=True)
-    return SparsitySummary(tuple(dataclasses.replace(row, penalised=own is not None) for row, own in rows))
+    rows, optimizer = summarize(model.trainable_variables).rows, inner_optimizer(model)
+    if isinstance(optimizer, PenalizedOptimizer) and optimizer.penalty is not None:
+        pairs = zip(rows, optimizer.penalties_of(model.trainable_variables), strict=True)
+        rows = tuple(dataclasses.replace(row, penalised=own is not None) for row, own in pairs)
+    multiply_adds = compression.multiply_adds(model) if rows and compression.is_supported(model) else None
+    return SparsitySummary(rows, multiply_adds)
 
 
 def summarize(variables):

@@ -1,6 +1,8 @@
 import keras
 import numpy as np
 import pytest
+from helpers import small_network
+from test_compress import kill_share, transformer
 
 import keras_rda
 
@@ -53,7 +55,7 @@ def test_summary_fits_a_terminal_and_breaks_no_word():
     ]
     text = str(keras_rda.summary(keras.Sequential([keras.Input((9, 9, 512)), *layers])))
     assert max(map(len, text.splitlines())) <= 100
-    cells = [line.split("  ")[0].strip() for line in text.splitlines()[2:-3]]
+    cells = [line.split("  ")[0].strip() for line in text.splitlines()[2:-4]]
     paths = [f"{layer.name}/{name}" for layer in layers for name in ("kernel", "bias")]
     assert [path.split("/", 1)[1] for path in "".join(cells).split("sequential")[1:]] == paths
     assert all(cell.endswith(("_", "/", "kernel", "bias")) for cell in cells)
@@ -89,3 +91,28 @@ def test_summary_says_what_is_penalised(model):
     assert str(keras_rda.summary(model)).count(" yes ") == 1
     model.compile("sgd", "mse")
     assert [row.penalised for row in keras_rda.summary(model).rows] == [None] * 6
+
+
+@pytest.mark.parametrize("network", ["chain", "transformer"])
+def test_summary_says_what_compress_would_leave(network):
+    model = kill_share(transformer() if network == "transformer" else small_network())
+    found = keras_rda.summary(model)
+    before, after = keras_rda.compress(model, report=True)[1].total("multiply_adds")
+    assert found.multiply_adds == (before, after)
+    assert after < before
+    assert f"compress() would leave {after:,} of {before:,} multiply-adds ({after / before:.2f})." in str(found)
+
+
+def test_summary_of_what_compress_cannot_read():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.dense(x)
+
+    model = Own()
+    model(np.ones((1, 3)))
+    assert keras_rda.summary(model).multiply_adds is None
+    assert "compress()" not in str(keras_rda.summary(model))

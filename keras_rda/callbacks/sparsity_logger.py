@@ -4,7 +4,7 @@ import warnings
 
 import keras
 
-from keras_rda.metrics import summary
+from keras_rda.metrics import summarize
 from keras_rda.optimizers.base import inner_optimizer
 
 
@@ -23,7 +23,7 @@ class SparsityLogger(keras.callbacks.Callback):
         self._dead = False
 
     def on_epoch_end(self, epoch, logs=None):
-        zeros = summary(self.model)
+        zeros = summarize(self.model.trainable_variables)
         if not zeros.rows:
             return
         kernels = sum(row.kernel for row in zeros.rows)

@@ -264,6 +264,9 @@ class TargetSparsity(keras.callbacks.Callback):
         for group in self._groups:
             advice, what = usual, group.counted.name
             share = group.measure(lambda kernels: [kernel.value for kernel in kernels])
+            if self.of == "multiply_adds":  # exactly: also channels that only what goes reads
+                before, after = compression.multiply_adds(self.model)
+                share = 1 - after / before
             optimizer.steering_memory.forget(group.positions)
             if abs(share - group.target) > group.counted.tolerance:
                 strength = group.strength(optimizer)

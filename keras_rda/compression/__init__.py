@@ -43,7 +43,7 @@ layers: a convolution `first` of 3 filters without bias, a batch normalisation, 
 `surgery` builds the smaller model from the same calls, and `report` says what became of each layer.
 """
 
-from keras_rda.compression.compressing import compress, is_supported
+from keras_rda.compression.compressing import compress, is_supported, multiply_adds
 from keras_rda.compression.report import CompressionReport
 
-__all__ = ["CompressionReport", "compress", "is_supported"]
+__all__ = ["CompressionReport", "compress", "is_supported", "multiply_adds"]

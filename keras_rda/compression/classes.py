@@ -73,7 +73,8 @@ class Classes:
         """Float array (number,): how many go with each class where all others are left."""
         found = sum(kernel.positions * kernel.of_each(self.number) for kernel in self.kernels)
         for number, cost in self.heads:
-            found[number] += cost
+            if number >= 0:
+                found[number] += cost
         return found
 
 
@@ -86,39 +87,41 @@ def read(model):
     flat, analysis = graph.read(model), Analysis(any_weights=True)
     rules.read(analysis, flat)
     root, stay = analysis.classes()
-    uses = list(analysis.uses.values())
-    kernels = [(use.layer, kernel) for use in uses for kernel in use.rule.kernels(use)]
-    read = {number for _, (_, reads, _) in kernels for number in root[reads[reads >= 0]].tolist()}
-    # One entry more, for the id −1.
-    numbers = np.full(len(root) + 1, -1)
+    kernels = [kernel for use in analysis.uses.values() for kernel in use.rule.kernels(use)]
+    read = {number for _, reads, _ in kernels for number in root[reads[reads >= 0]].tolist()}
     free = sorted(read - stay.keys())
+    numbers = np.full(len(root), -1)
     numbers[free] = np.arange(len(free))
-    numbers[:-1] = numbers[root]
+    return describe(flat, analysis, numbers[root], tuple(dict.fromkeys(stay.values())))
+
+
+def describe(flat, analysis, numbers, reasons=()):
+    """The `Classes` of a `FlatModel` that `analysis` has read.
+
+    Args:
+        numbers: Int array (ids,): the class of every id, −1: of none.
+        reasons: Why channels are of no class.
+    """
+    numbers = np.append(numbers, -1)  # that of the id −1
     shapes, calls = costs.shapes(flat), collections.defaultdict(list)
     for call in flat.calls:
         calls[id(call.layer)].append(call)
-    heads, others = [], 0
-    for own in calls.values():
-        layer = own[0].layer
-        if isinstance(layer, keras.layers.MultiHeadAttention) and id(layer) in analysis.uses:
-            cost = costs.attention(layer, own, shapes)
-            heads += [(int(number), cost) for number in numbers[analysis.uses[id(layer)].inputs.ids]]
-        elif isinstance(layer, keras.layers.Layer) and not any(layer is shrinking for shrinking, _ in kernels):
+    kernels, heads, others = [], [], 0
+    for key, own in calls.items():
+        layer, use = own[0].layer, analysis.uses.get(key)
+        found = [] if use is None else use.rule.kernels(use)
+        if found:
+            times = costs.positions(layer, own, shapes)
+            kernels += [
+                KernelChannels(kernel.path, tuple(kernel.shape), numbers[reads], numbers[computes], times)
+                for kernel, reads, computes in found
+            ]
+            if isinstance(layer, keras.layers.MultiHeadAttention):
+                cost = costs.attention(layer, own, shapes)
+                heads += [(number, cost) for number in numbers[use.inputs.ids].tolist()]
+        elif isinstance(layer, keras.layers.Layer):
             cost = costs.multiply_adds(layer, own, shapes)
             others = None if None in (others, cost) else others + cost
-    return Classes(
-        tuple(
-            KernelChannels(
-                kernel.path,
-                tuple(kernel.shape),
-                numbers[reads],
-                numbers[computes],
-                costs.positions(layer, calls[id(layer)], shapes),
-            )
-            for layer, (kernel, reads, computes) in kernels
-        ),
-        len(free),
-        tuple(dict.fromkeys(stay.values())),
-        tuple(heads),
-        None if any(cost is None for _, cost in heads) else others,
-    )
+    if any(cost is None for _, cost in heads):
+        others = None
+    return Classes(tuple(kernels), int(numbers.max()) + 1, reasons, tuple(heads), others)

@@ -4,9 +4,10 @@ import warnings
 from typing import Literal, overload
 
 import keras
+import numpy as np
 
 from keras_rda import _keras, checks
-from keras_rda.compression import graph, rules, surgery
+from keras_rda.compression import classes, graph, rules, surgery
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
 from keras_rda.kernels import check_finite
@@ -77,6 +78,19 @@ def compress(
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
         smaller, made, tensors = surgery.build(model, flat, analysis, fold_batch_norm)
     return (smaller, make_report(flat, analysis, made, tensors, multiple_of)) if report else smaller
+
+
+def multiply_adds(model):
+    """(before, after) of what a functional model multiplies and adds for one sample, as `compress` would leave it.
+
+    None where that is not known of a layer.
+    """
+    flat = graph.read(model)
+    analysis = _analyse(flat, 1)
+    found = classes.describe(flat, analysis, analysis.root)
+    if not found.knows_multiply_adds:
+        return None
+    return found.multiply_adds(np.ones(found.number, bool)), found.multiply_adds(analysis.kept[: found.number])
 
 
 def _analyse(flat, multiple_of):
