@@ -3,6 +3,7 @@
 A hook that Keras renames would no longer be called, and training would silently do something else.
 """
 
+import contextlib
 import functools
 import os
 import sys
@@ -73,14 +74,72 @@ def operation_of(tensor):
     return _private(tensor, "_keras_history").operation
 
 
-def flat_layers(model):
-    """All layers of a model, also those within layers: the sublayers of attention have no public list."""
-    return list(_private(model, "_flatten_layers")())
+def flat_layers(layer):
+    """A layer or model and all layers within: the sublayers of attention have no public list."""
+    return list(_private(layer, "_flatten_layers")())
 
 
 def own_trainable_variables(layer):
     """The trainable variables of a layer without those of its sublayers."""
     return list(_private(layer, "_trainable_variables"))
+
+
+def own_variables(layer):
+    """All variables of a layer without those of its sublayers, and without the states of random numbers."""
+    found = [*_private(layer, "_trainable_variables"), *_private(layer, "_non_trainable_variables")]
+    return [variable for variable in found if "seed_generator" not in variable.path]
+
+
+def sublayers(layer):
+    """The layers that a layer is made of."""
+    return list(_private(layer, "_layers"))
+
+
+@contextlib.contextmanager
+def shapes_by_call(layer):
+    """Let the layers within `layer` that override `call`, but not what tells the shape of its result, tell it by
+    `call`: what they inherit may not know the arguments that they take."""
+    changed = []
+    for each in flat_layers(layer):
+        order = type(each).__mro__
+        defines = {
+            name: next(place for place, kind in enumerate(order) if name in vars(kind))
+            for name in ("call", "compute_output_shape", "compute_output_spec")
+        }
+        if each is not layer and defines.pop("call") < min(defines.values()):
+            by_call = functools.partial(keras.Operation.compute_output_spec, each)
+            object.__setattr__(each, "compute_output_spec", by_call)
+            changed.append(each)
+    try:
+        yield
+    finally:
+        for each in changed:
+            object.__delattr__(each, "compute_output_spec")
+
+
+@contextlib.contextmanager
+def nodes_restored(layer):
+    """Let the layers within `layer` forget, in the end, what was called with symbolic tensors inside."""
+    within = [each for each in flat_layers(layer) if each is not layer]
+    before = [(each, list(each._inbound_nodes), list(each._outbound_nodes)) for each in within]
+    try:
+        yield
+    finally:
+        for each, inbound, outbound in before:
+            each._inbound_nodes, each._outbound_nodes = inbound, outbound
+
+
+def arguments_of_nodes(model):
+    """All that the calls of a functional model's graph are given, structures flattened."""
+    for nodes in levels(model):
+        for node in nodes:
+            if not node.is_input:
+                yield from keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+
+
+def has_mask(tensor):
+    """Whether a symbolic tensor carries a mask, which Keras hands on beside the graph."""
+    return getattr(tensor, "_keras_mask", None) is not None
 
 
 def begin_fit_at(model, epoch):

@@ -402,8 +402,10 @@ def test_arguments(digits):
     with pytest.raises(ValueError, match=r"must know them of every layer: pass layout=model, of a model whose inputs"):
         keras_rda.GroupL1(1e-3, "channels", LAYOUT, "multiply_adds")
     own = Own()
-    own(np.ones((1, 3)))
-    with pytest.raises(ValueError, match=r"needs the graph of a Sequential or Functional model.* Own 'own' has none"):
+    own.dense.build((None, 3))
+    with pytest.raises(
+        ValueError, match=r"must read the model as a graph; Own 'own' is not built.* call it once on data"
+    ):
         keras_rda.GroupL1(1e-3, "channels", own)
     penalty = keras_rda.GroupL1(1e-3, "channels", model)
     with pytest.raises(ValueError, match=r"layout has no kernel \['kernel'\]; it has \['stem/kernel'"):

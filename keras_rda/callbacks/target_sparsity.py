@@ -324,8 +324,7 @@ class TargetSparsity(keras.callbacks.Callback):
             return None
         if not compression.is_supported(self.model):
             raise ValueError(
-                'TargetSparsity(of="multiply_adds") needs the graph of a Sequential or Functional model, as compress() '
-                f"does; {type(self.model).__name__} '{self.model.name}' has none. {graph.advice(self.model)}"
+                f'TargetSparsity(of="multiply_adds") must read the model as a graph; {graph.without(self.model)}'
             )
         found = classes.read(self.model)
         if not found.number or not found.knows_multiply_adds:

@@ -74,6 +74,7 @@ class Analysis:
         self.walled = {}  # id of a layer of which a call is a wall → why
         self.elementwise = {}  # (id of an activation, rank) → whether it acts on each element alone, where it was tried
         self.notes = []
+        self.unknown_operations = set()  # names of classes
         self.readers = []
         self._count = 0
         self._ties = []

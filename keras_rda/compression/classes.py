@@ -7,7 +7,7 @@ import math
 import keras
 import numpy as np
 
-from keras_rda.compression import costs, graph, rules
+from keras_rda.compression import costs, rules
 from keras_rda.compression.analysis import Analysis
 
 
@@ -84,7 +84,7 @@ def read(model):
     A class goes where no weight that reads it is left: in a residual network, the rows of all convolutions behind the
     sum.
     """
-    flat, analysis = graph.read(model), Analysis(any_weights=True)
+    flat, analysis = rules.flatten(model), Analysis(any_weights=True)
     rules.read(analysis, flat)
     root, stay = analysis.classes()
     kernels = [kernel for use in analysis.uses.values() for kernel in use.rule.kernels(use)]
@@ -103,7 +103,7 @@ def describe(flat, analysis, numbers, reasons=()):
         reasons: Why channels are of no class.
     """
     numbers = np.append(numbers, -1)  # that of the id −1
-    shapes, calls = costs.shapes(flat), collections.defaultdict(list)
+    calls = collections.defaultdict(list)
     for call in flat.calls:
         calls[id(call.layer)].append(call)
     kernels, heads, others = [], [], 0
@@ -111,16 +111,16 @@ def describe(flat, analysis, numbers, reasons=()):
         layer, use = own[0].layer, analysis.uses.get(key)
         found = [] if use is None else use.rule.kernels(use)
         if found:
-            times = costs.positions(layer, own, shapes)
+            times = costs.positions(layer, own)
             kernels += [
                 KernelChannels(kernel.path, tuple(kernel.shape), numbers[reads], numbers[computes], times)
                 for kernel, reads, computes in found
             ]
             if isinstance(layer, keras.layers.MultiHeadAttention):
-                cost = costs.attention(layer, own, shapes)
+                cost = costs.attention(layer, own)
                 heads += [(number, cost) for number in numbers[use.inputs.ids].tolist()]
         elif isinstance(layer, keras.layers.Layer):
-            cost = costs.multiply_adds(layer, own, shapes)
+            cost = costs.multiply_adds(layer, own)
             others = None if None in (others, cost) else others + cost
     if any(cost is None for _, cost in heads):
         others = None

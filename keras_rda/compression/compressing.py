@@ -14,8 +14,8 @@ from keras_rda.kernels import check_finite
 
 
 def is_supported(model):
-    """Whether `compress` can read the model's graph."""
-    return graph.functional(model) is not None
+    """Whether `compress` can read the model as a graph."""
+    return graph.as_functional(model) is not None
 
 
 @overload
@@ -40,12 +40,13 @@ def compress(
     convolutions, concatenations, Flatten before Dense, squeeze-and-excite, shared layers), to a fixed point. It does
     not matter who put the zeros there. Scattered zeros stay in the smaller kernels: `export` is for them.
 
-    The outputs are the same when the model predicts, up to float32 rounding. Nested models come out unrolled; inputs,
-    outputs and their names stay, and so do the names of layers. Channels do not cross a layer that is not known
-    (`CompressionReport.notes`).
+    The outputs are the same when the model predicts, up to float32 rounding. Nested models, and layers made of layers
+    that can be read as graphs, come out unrolled; inputs, outputs and their names stay, and so do the names of layers.
+    Channels do not cross a layer that is not known (`CompressionReport.notes`).
 
     Args:
-        model: A built Sequential or Functional model. It is not changed.
+        model: A built model. It is not changed. Sequential and Functional ones have a graph; a subclassed one, and
+            layers made of layers, are read by what they do with symbolic tensors, if they compute the same on numbers.
         fold_batch_norm: Also multiply every BatchNormalization into the convolution or dense layer directly before it.
             For inference: what is folded cannot be trained further as batch normalisation.
         report: Also return what became of each layer.
@@ -59,25 +60,29 @@ def compress(
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: `model` has no graph: it is subclassed, or not built; its weights are not finite; or `multiple_of`
-            is no positive integer.
+        ValueError: `model` is not built, or subclassed and cannot be read as a graph; its weights are not finite; or
+            `multiple_of` is no positive integer.
     """
     _keras.check_model("compress", model)
-    if not is_supported(model):
-        raise ValueError(
-            f"compress() needs the graph of a Sequential or Functional model; {type(model).__name__} '{model.name}' "
-            f"has none. {graph.advice(model)}"
-        )
+    functional = graph.as_functional(model)
+    if functional is None:
+        raise ValueError(f"compress() must read the model as a graph; {graph.without(model)}")
     if not checks.is_positive_integer(multiple_of):
         raise ValueError(f"multiple_of must be a positive integer, such as 8; received {multiple_of!r}.")
     check_finite(model)  # zero times infinity is NaN: channels of zeros could not go
-    flat = graph.read(model)
+    flat = rules.flatten(functional)
+    if flat.calls and flat.calls[0].layer is model:
+        name, why = f"{type(model).__name__} '{model.name}'", flat.calls[0].opaque
+        raise ValueError(
+            f"compress() must read the model as a graph, and {name} {why}. "
+            "Build the same network with keras.Model(inputs, outputs) from the layers it holds."
+        )
     analysis = _analyse(flat, multiple_of)
     with warnings.catch_warnings():
         # Layers are made from their configuration in this process, with the user's own functions put back.
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
-        smaller, made, tensors = surgery.build(model, flat, analysis, fold_batch_norm)
-    return (smaller, make_report(flat, analysis, made, tensors, multiple_of)) if report else smaller
+        smaller, made = surgery.build(functional, flat, analysis, fold_batch_norm)
+    return (smaller, make_report(flat, analysis, made, multiple_of)) if report else smaller
 
 
 def multiply_adds(model):
@@ -85,7 +90,7 @@ def multiply_adds(model):
 
     None where that is not known of a layer.
     """
-    flat = graph.read(model)
+    flat = rules.flatten(model)
     analysis = _analyse(flat, 1)
     found = classes.describe(flat, analysis, analysis.root)
     if not found.knows_multiply_adds:

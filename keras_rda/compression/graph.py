@@ -8,7 +8,8 @@ import inspect
 
 import keras
 
-from keras_rda._keras import functional, levels, operation_of
+from keras_rda._keras import functional, has_mask, levels, nodes_restored, operation_of
+from keras_rda.compression import tracing
 
 
 @dataclasses.dataclass(eq=False)
@@ -28,7 +29,8 @@ class Call:
     """One call of a layer (or of a `keras.Operation` such as `keras.ops.add` on symbolic tensors).
 
     `args` and `kwargs` are the arguments with `Tensor`s in place of symbolic tensors. `name` is the layer's name,
-    prefixed with those of the nested models around it where another layer has it too.
+    prefixed with those of the layers and models around it where another layer has it too. `opaque` says why a layer
+    made of layers could not be read; it completes "it".
     """
 
     layer: keras.Operation
@@ -36,6 +38,7 @@ class Call:
     args: tuple
     kwargs: dict
     outputs: list
+    opaque: str = ""
 
     @property
     def inputs(self):
@@ -57,18 +60,54 @@ class FlatModel:
     outputs: list
 
 
-def advice(model):
-    """What to do about a model without a graph."""
+def without(model):
+    """What to say of a model without a graph."""
     if isinstance(model, keras.Sequential):
-        return "Build it first: put a keras.Input(shape) before its layers, or call model.build((None, *shape))."
-    return (
-        "Its layers are called in Python: build the same network with keras.Model(inputs, outputs) from the layers it "
-        "holds."
-    )
+        advice = "Build it first: put a keras.Input(shape) before its layers, or call model.build((None, *shape))."
+    elif not model.built:
+        advice = "Build it first: call it once on data."
+    else:
+        advice = "Call it on a keras.Input of the right shape and dtype: keras.Model(x, model(x))."
+    return f"{type(model).__name__} '{model.name}' is not built, or its inputs are not known. {advice}"
 
 
-def read(model):
-    """Return the `FlatModel` of a functional `model` (see `functional`)."""
+def as_functional(model):
+    """The functional model that `model` is, or that a built subclassed one makes of an input; None if it has none.
+
+    A subclassed model is one call of that graph, which `read` reads further if it can.
+    """
+    if functional(model) is not None:
+        return model
+    if isinstance(model, keras.Sequential) or not model.built:
+        return None
+    try:
+        with nodes_restored(model):
+            if getattr(model, "inputs", None):  # a functional one that overrides `call`
+                inputs = keras.tree.map_structure(
+                    lambda own: keras.Input(own.shape[1:], dtype=own.dtype, name=own.name), model.input
+                )
+            else:
+                inputs = _inputs(model.get_build_config()["input_shape"], model.input_dtype)
+            return keras.Model(inputs, model(inputs), name=model.name)
+    except Exception:  # it takes several arguments, or whatever the user's code makes of symbolic tensors
+        return None
+
+
+def _inputs(shape, dtype, name=None):
+    """Inputs of a shape, or of a structure of shapes, but for the size of the batch."""
+    if isinstance(shape, dict):
+        return {key: _inputs(own, dtype, key) for key, own in shape.items()}
+    if not all(isinstance(size, (int, type(None))) for size in shape):
+        return [_inputs(own, dtype) for own in shape]
+    return keras.Input(shape[1:], dtype=dtype, name=name)
+
+
+def read(model, is_known):
+    """Return the `FlatModel` of a functional `model` (see `functional`).
+
+    Args:
+        is_known: Whether a layer is to stay one call; else, if it is made of layers, these are read (`tracing`).
+    """
     model = functional(model)
     inputs = [
         Tensor(tuple(tensor.shape), tensor.dtype, getattr(operation_of(tensor), "optional", False))
@@ -76,11 +115,11 @@ def read(model):
     ]
     names = {}
     calls = []
-    outputs = _unroll(model, inputs, (), {}, calls, names)
+    outputs = _unroll(model, inputs, (), {}, calls, names, is_known)
     return FlatModel(inputs, calls, outputs)
 
 
-def _unroll(model, inputs, prefix, extra, calls, names):
+def _unroll(model, inputs, prefix, extra, calls, names, is_known):
     tensors = {id(symbolic): tensor for symbolic, tensor in zip(model.inputs, inputs, strict=True)}
     for nodes in levels(model):
         for node in nodes:
@@ -91,16 +130,37 @@ def _unroll(model, inputs, prefix, extra, calls, names):
             args, kwargs = node.arguments.fill_in(tensors)
             if _accepts_training(layer):
                 kwargs = {**kwargs, **{key: value for key, value in extra.items() if kwargs.get(key) is None}}
-            inner = _inner(layer, args, kwargs)
+            inner, flat, reason = _inner(layer, args, kwargs), keras.tree.flatten(args[:1]), ""
+            if inner is None and isinstance(layer, keras.layers.Layer) and not is_known(layer):
+                flat = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Tensor)]
+                try:
+                    if any(has_mask(tensor) for tensor in node.input_tensors):
+                        raise tracing.Untraceable("is given a mask")
+                    inner = tracing.trace(layer, args, kwargs, lambda leaf: isinstance(leaf, Tensor))
+                except tracing.Untraceable as error:
+                    reason = str(error)
             if inner is None:
-                outputs = [Tensor(tuple(tensor.shape), tensor.dtype) for tensor in node.outputs]
-                calls.append(Call(layer, _unique_name(layer, prefix, names), args, kwargs, outputs))
+                outputs = [Tensor(tuple(spec.shape), spec.dtype) for spec in _outputs(node, layer, args, kwargs)]
+                calls.append(Call(layer, _unique_name(layer, prefix, names), args, kwargs, outputs, reason))
             else:
                 passed = {} if kwargs.get("training") is None else {"training": kwargs["training"]}
-                flat = keras.tree.flatten(args[0])
-                outputs = _unroll(inner, flat, (*prefix, layer.name), passed, calls, names)
+                outputs = _unroll(inner, flat, (*prefix, layer.name), passed, calls, names, is_known)
             tensors.update((id(symbolic), tensor) for symbolic, tensor in zip(node.outputs, outputs, strict=True))
     return [tensors[id(symbolic)] for symbolic in model.outputs]
+
+
+def _outputs(node, layer, args, kwargs):
+    """Symbolic tensors like those that the call of a node returns for `args` and `kwargs`.
+
+    Around a nested model more of the sizes may be known than when its graph was made.
+    """
+    given = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Tensor)]
+    if all(tensor.shape == tuple(own.shape) for tensor, own in zip(given, node.input_tensors, strict=True)):
+        return node.outputs
+    args, kwargs = keras.tree.map_structure(
+        lambda leaf: keras.KerasTensor(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+    )
+    return keras.tree.flatten(layer.compute_output_spec(*args, **kwargs))
 
 
 def _inner(layer, args, kwargs):

@@ -116,14 +116,13 @@ def _number(value):
     return f"{value:,}" if value < 100_000 else output.rounded(value)
 
 
-def make_report(flat, analysis, made, tensors, multiple_of=1):
+def make_report(flat, analysis, made, multiple_of=1):
     """Compare every layer with weights with its successor.
 
-    `made`: {id of a layer: new layer}; `tensors`: {`Tensor`: new symbolic tensor}, which know their size also inside a
-    nested model that was built for any size.
+    `made`: {id of a layer: new layer}.
     """
     rows, seen = [], set()
-    calls, shapes = collections.defaultdict(list), {tensor: tuple(new.shape) for tensor, new in tensors.items()}
+    calls = collections.defaultdict(list)
     for call in flat.calls:
         calls[id(call.layer)].append(call)
     for call in flat.calls:
@@ -140,7 +139,7 @@ def make_report(flat, analysis, made, tensors, multiple_of=1):
                 kind=type(layer).__name__,
                 channels=_channels(use, analysis),
                 parameters=_pair(sum(math.prod(weight.shape) for weight in item.weights) for item in pair),
-                multiply_adds=_pair(costs.multiply_adds(item, calls[key], shapes) for item in pair),
+                multiply_adds=_pair(costs.multiply_adds(item, calls[key]) for item in pair),
                 bytes=_pair(sum(_bytes(weight) for weight in item.weights) for item in pair),
                 zeros_kept=len(dead),
                 reasons=tuple(analysis.reasons(dead)),
@@ -148,6 +147,9 @@ def make_report(flat, analysis, made, tensors, multiple_of=1):
             )
         )
     notes, placeholders = list(analysis.notes), sum(row.placeholders for row in rows)
+    if analysis.unknown_operations:
+        names = ", ".join(sorted(analysis.unknown_operations))
+        notes.append(f"Operations that are not known, so no channel is cut on either side of them: {names}.")
     if multiple_of > 1 and placeholders:
         notes.append(
             f"Numbers of channels are multiples of {multiple_of}, or as before. Placeholders, weights of zero that "

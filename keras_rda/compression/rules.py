@@ -10,7 +10,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_rda.compression import passing
+from keras_rda.compression import graph, passing
 from keras_rda.compression.attention import Heads
 from keras_rda.compression.einsum import Einsum
 from keras_rda.compression.linear import DEPTHWISE, Linear, Separable
@@ -20,6 +20,11 @@ from keras_rda.compression.rule import Rule
 from keras_rda.compression.walls import mixing, opaque, wall
 
 layers = keras.layers
+
+
+def flatten(model):
+    """The `FlatModel` of a model, with layers that have no rule read where they are made of layers."""
+    return graph.read(graph.as_functional(model), lambda layer: _rule(layer) is not None)
 
 
 def read(analysis, flat):
@@ -39,15 +44,25 @@ def read(analysis, flat):
 
 def forward(analysis, call):
     """Give the outputs of `call` their channels."""
-    kind = type(call.layer)
-    private = INTERNAL.get(kind.__name__) if kind.__module__.startswith(("keras.src.ops.", "keras.src.appl")) else None
-    rule = RULES.get(kind, private)
+    kind, rule = type(call.layer), _rule(call.layer)
     if rule is None:
-        analysis.notes.append(f"{kind.__name__} '{call.name}': unknown, so no channel is cut on either side of it.")
+        why = f" It {call.opaque}." if call.opaque else ""
+        if isinstance(call.layer, layers.Layer):
+            analysis.notes.append(
+                f"{kind.__name__} '{call.name}': unknown, so no channel is cut on either side of it.{why}"
+            )
+        else:
+            analysis.unknown_operations.add(kind.__name__)
         return wall(analysis, call, f"unknown layer '{call.name}'")
     if isinstance(rule, Rule) and not _has_configuration(call.layer):
         return wall(analysis, call, f"'{call.name}' has no configuration from which a smaller one can be made")
     return rule(analysis, call)
+
+
+def _rule(layer):
+    kind = type(layer)
+    private = INTERNAL.get(kind.__name__) if kind.__module__.startswith(("keras.src.ops.", "keras.src.appl")) else None
+    return RULES.get(kind, private)
 
 
 def _has_configuration(layer):

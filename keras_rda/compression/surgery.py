@@ -11,7 +11,7 @@ from keras_rda.compression.rule import Cut
 
 
 def build(model, flat, analysis, fold_batch_norm):
-    """Return (new model, {id of a layer: its new layer}, {`Tensor`: new symbolic tensor}).
+    """Return (new model, {id of a layer: its new layer}).
 
     What had to be shared is added to `analysis.notes`.
     """
@@ -51,7 +51,7 @@ def build(model, flat, analysis, fold_batch_norm):
         keras.tree.pack_sequence_as(original.output, outputs),
         name=model.name,
     )
-    return smaller, made, tensors
+    return smaller, made
 
 
 def _build_activation(layer, new, shape):

@@ -161,7 +161,7 @@ def _readers(model):
     """Input name → the layers that read it, behind those that pass its values on, in the model's order."""
     if not compression.is_supported(model):
         return {}
-    graph, readers = compression.graph.read(model), {}
+    graph, readers = compression.rules.flatten(model), {}
     for tensor, symbolic in zip(graph.inputs, model.inputs, strict=True):
         seen, found = {tensor}, readers.setdefault(symbolic.name, [])
         for call in graph.calls:

@@ -16,10 +16,7 @@ def layout_of(model):
     """The layout of a built Keras model, and a float array with the multiply-adds that each group saves (None: not
     known); raises a `ValueError` if no channel of it can go."""
     if not compression.is_supported(model):
-        raise ValueError(
-            f'GroupL1(groups="channels") needs the graph of a Sequential or Functional model, as compress() does; '
-            f"{type(model).__name__} '{model.name}' has none. {graph.advice(model)}"
-        )
+        raise ValueError(f'GroupL1(groups="channels") must read the model as a graph; {graph.without(model)}')
     found = classes.read(model)
     if not found.number:
         raise ValueError(

@@ -1,0 +1,120 @@
+"""Layers made of layers, and subclassed models, read as functional models.
+
+What their `call` does in Python is followed once, with symbolic tensors: what is made of Keras' layers and operations
+becomes a graph. Python may also branch on values, keep a state or draw numbers, which a graph does not tell: so the
+graph is believed only where it computes on numbers what the layer does, twice.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_rda import _keras
+
+# For sizes that are not known: of sequences and of images.
+SIZES = (8, 32, 64)
+
+
+class Untraceable(Exception):
+    """A layer cannot be read as a graph; the message completes "it"."""
+
+
+def trace(layer, args, kwargs, is_tensor):
+    """What a layer computes as a functional model.
+
+    Args:
+        layer: A built layer without weights of its own.
+        args, kwargs: Its arguments.
+        is_tensor: Whether a leaf of these is a tensor, with `shape` and `dtype`.
+
+    Returns:
+        The model, whose inputs are the tensors among the arguments, in their order.
+
+    Raises:
+        Untraceable: it cannot be read.
+    """
+    if own := _keras.own_variables(layer):
+        raise Untraceable(f"has weights of its own ({', '.join(variable.name for variable in own)})")
+    if not _keras.sublayers(layer):
+        raise Untraceable("has no layers within")
+    tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if is_tensor(leaf)]
+    if wrong := {t.dtype for t in tensors if "float" in t.dtype} - {layer.compute_dtype}:
+        raise Untraceable(f"computes in {layer.compute_dtype} on {', '.join(sorted(wrong))}")
+    try:
+        return _traced(layer, args, kwargs, is_tensor, tensors, None)
+    except Untraceable as error:
+        if all(tensor.shape[0] is not None for tensor in tensors):
+            raise
+        try:  # what is made for a batch of one, such as a mask, may do for any: the check tells
+            return _traced(layer, args, kwargs, is_tensor, tensors, 1)
+        except Untraceable:
+            raise error from None
+
+
+def _traced(layer, args, kwargs, is_tensor, tensors, batch_size):
+    inputs = [
+        keras.Input(batch_shape=(tensor.shape[0] or batch_size, *tensor.shape[1:]), dtype=tensor.dtype)
+        for tensor in tensors
+    ]
+    with keras.StatelessScope() as scope, _keras.nodes_restored(layer), _keras.shapes_by_call(layer):
+        try:
+            outputs = _call(layer.call, args, kwargs, is_tensor, inputs)
+        except Exception as error:  # whatever the user's code makes of symbolic tensors
+            open_sizes = any(None in tensor.shape[1:] for tensor in tensors)
+            advice = "; call the model on an Input of fixed size" if open_sizes else ""
+            raise Untraceable(f"cannot be called with symbolic tensors ({_first_line(error)}){advice}") from error
+        leaves = keras.tree.flatten(outputs)
+        if not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+            raise Untraceable("returns what does not depend on its inputs")
+        if any(scope.get_current_value(variable) is not None for variable in layer.variables):
+            raise Untraceable("changes a state")
+        try:
+            model = keras.Model(inputs, leaves)
+        except ValueError as error:
+            raise Untraceable(f"computes with tensors from elsewhere ({_first_line(error)})") from error
+    if any(isinstance(leaf, keras.Variable) for leaf in _keras.arguments_of_nodes(model)):
+        raise Untraceable("computes with weights of layers outside these layers' calls")
+    _check(layer, args, kwargs, is_tensor, tensors, model)
+    return model
+
+
+def _call(function, args, kwargs, is_tensor, values):
+    """The function of the arguments, with `values` in place of the tensors."""
+    values = iter(values)
+    args, kwargs = keras.tree.map_structure(lambda leaf: next(values) if is_tensor(leaf) else leaf, (args, kwargs))
+    return function(*args, **kwargs)
+
+
+def _check(layer, args, kwargs, is_tensor, tensors, model):
+    """Raise unless the model computes what the layer does, on two draws of numbers."""
+    for seed in range(2):
+        random, ours = np.random.default_rng(seed), None
+        for size in SIZES:
+            values = [_draw(tensor, size, random) for tensor in tensors]
+            try:
+                with keras.StatelessScope():
+                    theirs = _call(layer, args, kwargs, is_tensor, values)
+                    ours = model(values)
+                break
+            except Exception as error:  # too small an image, or whatever the layer refuses
+                failure = error
+        if ours is None:
+            raise Untraceable(f"cannot be tried on numbers ({_first_line(failure)})")
+        for a, b in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True):
+            a, b = keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
+            scale = np.abs(b[np.isfinite(b)]).max(initial=0.0) if b.dtype.kind == "f" else 0
+            if a.shape != b.shape or not np.allclose(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True):
+                raise Untraceable("computes something else than its graph: it draws numbers, or looks at values")
+
+
+def _draw(tensor, size, random):
+    shape = [2 if axis == 0 and length is None else length or size for axis, length in enumerate(tensor.shape)]
+    if "float" in tensor.dtype:
+        return keras.ops.convert_to_tensor(random.normal(size=shape).astype(tensor.dtype))
+    # Indices that every table has, and masks.
+    return keras.ops.cast(random.integers(2, size=math.prod(shape)).reshape(shape), tensor.dtype)
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0][:120]

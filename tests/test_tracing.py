@@ -1,0 +1,303 @@
+"""Layers made of layers, and subclassed models, are read as graphs and compressed."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from helpers import BACKEND, values
+from test_compress import assert_same_outputs, randomise
+
+import keras_rda
+from keras_rda.compression import classes
+
+layers = keras.layers
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Block(layers.Layer):
+    """x + back(dropout(hidden(norm(x))))"""
+
+    def __init__(self, units=16, rate=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.units, self.rate = units, rate
+        self.norm = layers.LayerNormalization()
+        self.hidden = layers.Dense(units, "relu", name="hidden")
+        self.dropout = layers.Dropout(rate)
+
+    def build(self, shape):
+        self.back = layers.Dense(shape[-1], name="back")
+        self.norm.build(shape)
+        self.hidden.build(shape)
+        self.back.build((*shape[:-1], self.units))
+
+    def call(self, x, training=None):
+        return x + self.back(self.dropout(self.hidden(self.norm(x)), training=training))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units, "rate": self.rate}
+
+
+class Stack(layers.Layer):
+    """Blocks in a block, the first of them twice."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = [Block(name="one"), Block(name="two")]
+
+    def call(self, x):
+        one, two = self.blocks
+        return keras.ops.tanh(one(two(one(x))))
+
+
+def kill_hidden(model, every=2):
+    """Zero every second hidden unit; return how many weights and biases compute or read those."""
+    gone = 0
+    for layer in model._flatten_layers():
+        if "hidden" in layer.name:
+            kernel, bias = values([layer.kernel, layer.bias])
+            kernel, bias = kernel.copy(), bias.copy()
+            kernel[:, ::every] = bias[::every] = 0
+            layer.kernel.assign(kernel)
+            layer.bias.assign(bias)
+            gone += len(bias[::every])
+    return gone
+
+
+def network(*blocks):
+    x = inputs = keras.Input((6, 4), name="sequence")
+    for block in blocks:
+        x = block(x)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling1D()(x)))
+    return randomise(model, np.random.default_rng(0), zero_bias=0.0) or model
+
+
+@pytest.mark.parametrize("make", [lambda: [Block()], lambda: [Block(), Block(8)], lambda: [Stack()]])
+def test_hidden_units_within_layers_go(make, tmp_path):
+    model = network(*make())
+    gone = kill_hidden(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params() - gone * (4 + 1 + 4)
+    assert not report.notes
+    assert [tensor.name for tensor in smaller.inputs] == ["sequence"]
+    smaller.save(tmp_path / "smaller.keras")
+    assert_same_outputs(smaller, keras.models.load_model(tmp_path / "smaller.keras"), tolerance=0)
+
+
+def test_the_model_is_left_as_it_was():
+    model = network(Block())
+    block = model.layers[1]
+    before = [len(layer._inbound_nodes) for layer in block._flatten_layers()], state_of(model)
+    keras_rda.compress(model)
+    classes.read(model)
+    assert ([len(layer._inbound_nodes) for layer in block._flatten_layers()], state_of(model)) == before
+
+
+def state_of(model):
+    return [array.tobytes() for array in values(model.weights)]
+
+
+def test_dropout_within_stays_dropout():
+    model = network(Block(rate=0.5))
+    smaller = keras_rda.compress(model)
+    x = np.ones((2, 6, 4), "float32")
+    assert np.any(values([smaller(x, training=True)])[0] != values([smaller(x, training=True)])[0])
+    np.testing.assert_array_equal(*values([smaller(x), smaller(x, training=False)]))
+
+
+def test_groups_of_channels_within_layers():
+    model = network(Block())
+    penalty = keras_rda.GroupL1(1e-3, "channels", model)
+    assert {path: own is not None for path, own in penalty.layout.items()} == {
+        "block/hidden/kernel" if "block/hidden/kernel" in penalty.layout else next(iter(penalty.layout)): False,
+        next(path for path in penalty.layout if path.endswith("back/kernel")): True,
+        "head/kernel": False,
+    }
+
+
+class Odd(layers.Layer):
+    """A block with something odd in its call."""
+
+    def __init__(self, odd):
+        super().__init__(name="odd")
+        self.odd, self.dense = odd, layers.Dense(4, name="hidden")
+        self.seed = keras.random.SeedGenerator(0)
+
+    def build(self, shape):
+        self.dense.build(shape)
+        if self.odd == "own weights":
+            self.scale = self.add_weight((), name="scale")
+        if self.odd == "state":
+            self.seen = layers.BatchNormalization(name="norm")
+            self.seen.build(shape)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def call(self, x):
+        if self.odd == "own weights":
+            x = x * self.scale
+        if self.odd == "values" and keras.ops.convert_to_numpy(x).max() > 0:
+            x = -x
+        if self.odd == "numbers":
+            x = x + np.random.default_rng().normal(size=(1, 1, 4)).astype("float32")
+        if self.odd == "seeded numbers":
+            x = x + keras.random.normal((1, 1, 4), seed=self.seed)
+        if self.odd == "state":
+            self.seen.moving_mean.assign(self.seen.moving_mean + 1)
+        if self.odd == "constant":
+            return keras.ops.ones((2, 6, 4))
+        if self.odd == "weights of another":
+            return x @ self.dense.kernel
+        return self.dense(x)
+
+
+REASONS = {
+    "own weights": r"has weights of its own \(scale\)",
+    "values": r"cannot be called with symbolic tensors \(",
+    "numbers": "computes something else than its graph: it draws numbers, or looks at values",
+    "seeded numbers": "changes a state",
+    "state": "changes a state",
+    "constant": "returns what does not depend on its inputs",
+    "weights of another": "computes with weights of layers outside these layers' calls",
+}
+
+
+@pytest.mark.parametrize("odd", REASONS)
+def test_what_no_graph_tells_is_a_wall_with_its_reason(odd):
+    inputs = keras.Input((6, 4), batch_size=2)
+    layer = Odd(odd)
+    outputs = layers.Dense(3)(layer(layers.Dense(4)(inputs)))
+    model = keras.Model(inputs, outputs)
+    before = state_of(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert state_of(model) == before
+    assert smaller.count_params() == model.count_params()
+    assert any(re.search(f"Odd 'odd': unknown, .* It {REASONS[odd]}", note) for note in report.notes)
+
+
+class Masked(Block):
+    def compute_mask(self, x, mask=None):
+        return mask
+
+
+def test_masks_are_a_wall():
+    inputs = keras.Input((6,), dtype="int32")
+    block = Masked()
+    block.supports_masking = True
+    x = block(layers.Embedding(5, 4, mask_zero=True)(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    report = keras_rda.compress(model, report=True)[1]
+    assert any("It is given a mask." in note for note in report.notes)
+
+
+class Causal(layers.Layer):
+    """Multiplies with a mask that is made for the size of the batch."""
+
+    def __init__(self, repeats, **kwargs):
+        super().__init__(**kwargs)
+        self.block, self.repeats = Block(), repeats
+
+    def build(self, shape):
+        self.block.build(shape)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def call(self, x):
+        batch, length = keras.ops.shape(x)[:2]
+        mask = np.tril(np.ones((batch, length, 1), "float32"))
+        if self.repeats:
+            x = keras.ops.reshape(x, (batch, length, -1))
+        return self.block(x) * mask
+
+
+def test_what_is_made_for_the_size_of_a_batch():
+    """A mask for one does for all; a shape does not."""
+    model = network(Causal(False, name="causal"))
+    gone = kill_hidden(model)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params() - 9 * gone
+    model = network(Causal(True, name="causal"))
+    kill_hidden(model)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params()
+
+
+def test_sizes_that_are_not_known_may_be_fixed():
+    sequence = keras.Input((None, 4))
+    inner = keras.Model(sequence, Causal(False, name="causal")(sequence))
+    report = keras_rda.compress(inner, report=True)[1]
+    assert any("call the model on an Input of fixed size" in note for note in report.notes)
+    inputs = keras.Input((6, 4))
+    model = keras.Model(inputs, inner(inputs))
+    gone = kill_hidden(model)
+    assert gone
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params() - 9 * gone
+
+
+class Perceptron(keras.Model):
+    """As in Keras' guide “Making new layers and models via subclassing”."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = layers.Dense(32, "relu", name="hidden")
+        self.dropout = layers.Dropout(0.5)
+        self.classifier = layers.Dense(5, "softmax")
+
+    def call(self, inputs, training=False):
+        if isinstance(inputs, dict):
+            inputs = keras.ops.concatenate([inputs["a"], inputs["b"]], axis=-1)
+        return self.classifier(self.dropout(self.hidden(inputs), training=training))
+
+
+def test_subclassed_models(tmp_path):
+    model = Perceptron(name="perceptron")
+    x = np.random.default_rng(0).normal(size=(7, 10)).astype("float32")
+    with pytest.raises(ValueError, match=r"Perceptron 'perceptron' is not built.* call it once on data"):
+        keras_rda.compress(model)
+    expected = values([model(x)])[0]
+    gone = kill_hidden(model)
+    expected = values([model(x)])[0]
+    smaller, report = keras_rda.compress(model, report=True)
+    np.testing.assert_allclose(values([smaller(x)])[0], expected, rtol=1e-5, atol=1e-6)
+    assert smaller.count_params() == model.count_params() - gone * (10 + 1 + 5)
+    assert smaller.name == "perceptron"
+    assert keras_rda.summary(model).multiply_adds == report.total("multiply_adds")
+    if BACKEND == "tensorflow":
+        result = keras_rda.export(smaller, tmp_path / "model.tflite")
+        assert result.chosen.passed
+
+
+def test_subclassed_models_of_several_inputs():
+    model = Perceptron()
+    data = {name: np.ones((3, 4), "float32") for name in "ab"}
+    model(data)
+    kill_hidden(model)
+    smaller = keras_rda.compress(model)
+    np.testing.assert_allclose(*values([smaller(data), model(data)]), rtol=1e-5)
+    assert smaller.count_params() < model.count_params()
+
+
+def test_subclassed_models_that_are_no_graph():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__(name="own")
+            self.dense = layers.Dense(2)
+
+        def build(self, shape):
+            self.dense.build(shape)
+            self.scale = self.add_weight((), name="scale")
+
+        def call(self, x):
+            return self.dense(x) * self.scale
+
+    model = Own()
+    model(np.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"Own 'own' has weights of its own \(scale\)\. Build the same network with"):
+        keras_rda.compress(model)
