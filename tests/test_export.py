@@ -470,10 +470,54 @@ def test_unknown_dimensions_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="the refusal on other backends")
-def test_other_backends_are_told_what_to_do(tmp_path):
-    with pytest.raises(RuntimeError, match="KERAS_BACKEND=tensorflow"):
-        keras_rda.export(small_network(), tmp_path / "model.tflite")
+@keras.saving.register_keras_serializable(package="tests")
+class Doubled(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+other_backends = pytest.mark.skipif(BACKEND == "tensorflow", reason="the process of TensorFlow's on other backends")
+
+
+@other_backends
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_other_backends_export_in_a_process_of_tensorflow(quantize, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = wide_network()
+    model = keras.Model(model.inputs[0], Doubled()(model.outputs[0]))
+    sparsify(model)
+    data = np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])).astype("float32") if quantize else None
+    report = keras_rda.export(model, "model.tflite", quantize, data)
+    assert report.chosen.passed
+    assert report.bytes == (tmp_path / "model.tflite").stat().st_size < report.dense_bytes
+    x = np.random.default_rng(1).normal(size=(8, *model.input_shape[1:])).astype("float32")
+    (ours,) = keras_rda.litert.predict("model.tflite", x).values()
+    theirs = keras.ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(ours, theirs, atol=0.2 * np.abs(theirs).max() if quantize else 1e-5)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.tflite"]
+
+
+@other_backends
+def test_what_goes_wrong_in_the_process_of_tensorflow(tmp_path):
+    model = small_network()
+    for variable in model.trainable_variables:
+        variable.assign(0 * keras.ops.convert_to_tensor(variable))
+    with pytest.warns(UserWarning, match="Every kernel of the model .* is zero"):
+        keras_rda.export(model, tmp_path / "model.tflite")
+    with pytest.raises(FileNotFoundError, match="does not exist; create it first"):
+        keras_rda.export(model, tmp_path / "nowhere" / "model.tflite")
+
+    class Unregistered(keras.layers.Layer):
+        def call(self, x):
+            return x
+
+    with pytest.raises(RuntimeError, match=r"could not load the model in TensorFlow's process .* must be registered"):
+        keras_rda.export(keras.Sequential([keras.Input((3,)), Unregistered()]), tmp_path / "other.tflite")
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, keras.ops.fft2((inputs, inputs)))
+    with pytest.raises(keras_rda.ExportError, match="could not express the model"):
+        keras_rda.export(model, tmp_path / "other.tflite")
+    assert not (tmp_path / "other.tflite").exists()
 
 
 def test_benchmark_needs_names():

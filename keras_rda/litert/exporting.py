@@ -12,7 +12,17 @@ import keras
 
 from keras_rda import _keras, metrics, output
 from keras_rda.kernels import check_finite, is_kernel
-from keras_rda.litert import candidates, convert, decode, elsewhere, feeds, signature, verification, xnnpack
+from keras_rda.litert import (
+    candidates,
+    convert,
+    decode,
+    elsewhere,
+    feeds,
+    on_tensorflow,
+    signature,
+    verification,
+    xnnpack,
+)
 from keras_rda.litert.candidates import ExportError
 from keras_rda.litert.header import check_name, header_text
 from keras_rda.litert.latency import in_turns
@@ -38,6 +48,9 @@ def export(
     tensor, where that saves bytes. Each candidate, the smallest first, is compared with the Keras model in
     `ai_edge_litert`, with the default delegate and without; the first that passes is put at `path` in one atomic step.
     What is at `path` before stays until then.
+
+    Where Keras computes with JAX or torch, this happens in a process of TensorFlow's, which takes some ten seconds to
+    begin.
 
     An output of a nested structure is named by its place in it: `boxes_0` and `boxes_1` in `{"boxes": [a, b]}`. In
     names of inputs, `_` replaces what a file's signature cannot have, such as spaces.
@@ -74,7 +87,7 @@ def export(
     Raises:
         ExportError: the model does not convert to LiteRT's builtin operators, TFLite Micro lacks some of them, or no
             candidate was right.
-        RuntimeError: the Keras backend is not TensorFlow, or `machine` is not set up.
+        RuntimeError: `machine` is not set up; or, on JAX and torch, the model could not be loaded on TensorFlow.
         ValueError, FileNotFoundError: `path` cannot be written to, the model has no symbolic inputs, an input has an
             unknown dimension besides the batch size, layers do not compute in float32, weights are not finite,
             `representative_data` is missing or does not fit the model's inputs, or arguments do not go together.
@@ -97,6 +110,9 @@ def export(
         raise ValueError(f"machine='micro' takes quantize=None or 'int8'; received {quantize!r}, which it cannot run.")
     if header is not None:
         _check_header(header, machine)
+    if keras.backend.backend() != "tensorflow":
+        arguments = {"quantize": quantize, "machine": machine, "batch_size": batch_size, "sparse": sparse}
+        return on_tensorflow.export(model, path, representative_data, **arguments, header=header)
     model = signature.flat(model)
     batch_size = _batch_size(model, machine, batch_size)
     samples = None if representative_data is None else feeds.given(model, representative_data, batch_size)
@@ -262,11 +278,6 @@ def check_path(path, ending=".tflite", argument="path"):
 
 def _check_model(model):
     _keras.check_model("export", model)
-    if keras.backend.backend() != "tensorflow":
-        raise RuntimeError(
-            f"export() needs Keras' TensorFlow backend, and this process runs {keras.backend.backend()!r}. Save the "
-            "model (model.save('model.keras')) and export it in a process started with KERAS_BACKEND=tensorflow."
-        )
     if not getattr(model, "inputs", None):
         raise ValueError(
             f"export() needs a Sequential or Functional model that is built; received {type(model).__name__} "

@@ -47,8 +47,8 @@ class GroupL1(Penalty):
     Raises:
         TypeError: `layout` is neither a model nor a dict.
         ValueError: `groups` or `weights` is none of these; the model of `layout` is not built, has no channel that can
-            go, or layers whose multiply-adds are not known; when
-            the optimizer is built, a kernel whose groups are not known, or that the model of `layout` does not have.
+            go, or layers whose multiply-adds are not known; when the optimizer is built, a kernel whose groups are not
+            known, or that the model of `layout` does not have.
 
     Example:
 

@@ -128,11 +128,6 @@ class SharedGroups:
         shape = self._shapes[member]
         return step[tuple(slice(0, 1) if size == 1 else slice(None) for size in shape)]
 
-    def value(self, arrays):
-        """ψ of the weights, a scalar; `arrays` as for `magnitudes`."""
-        norms = ops.sqrt(self._sums([self._squares(arrays)])[:, 0])
-        return ops.multiply(self._penalty.strength, ops.sum(ops.multiply(self._roots, norms)))
-
 
 class SharedPenalty:
     """The penalty of one variable some of whose groups lie in others too: it is known for all of them together.

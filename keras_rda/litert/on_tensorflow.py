@@ -1,0 +1,103 @@
+"""`export` for processes in which Keras computes with another backend: it runs in one of TensorFlow's.
+
+The model goes there as a `.keras` file, the arguments and what comes back in pickles beside it. This module is also the
+script that runs there.
+"""
+
+import contextlib
+import importlib
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
+import warnings
+
+import keras
+import numpy as np
+
+from keras_rda import _keras
+from keras_rda.litert import feeds
+from keras_rda.output import one_line
+
+MODEL, JOB, RESULT = "model.keras", "job.pickle", "result.pickle"
+
+
+def export(model, path, data, **arguments):
+    """What `keras_rda.export` does in a process of TensorFlow's; `data` is `representative_data`.
+
+    Raises:
+        RuntimeError: that process ended without a result, or could not load the model.
+    """
+    if data is not None:
+        structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+        samples = feeds.given(model, data, arguments["batch_size"])
+        arrays = [np.concatenate([sample[name] for sample in samples]) for name in samples[0]]
+        data = keras.tree.pack_sequence_as(structure, arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
+            model.save(folder / MODEL)
+        # Where layers of the user's own are registered.
+        modules = sorted({type(layer).__module__ for layer in _keras.flat_layers(model)} - {"__main__"})
+        job = {"path": os.fspath(path), "data": data, "modules": modules, "arguments": arguments}
+        (folder / JOB).write_bytes(pickle.dumps(job))
+        environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": os.pathsep.join(sys.path)}
+        child = subprocess.run(
+            [sys.executable, "-m", __name__, folder], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        if not (folder / RESULT).exists():
+            words = child.stderr.decode(errors="replace").strip().splitlines()
+            raise RuntimeError(
+                f"export() runs TensorFlow in a process of its own, as Keras computes with {keras.backend.backend()} "
+                f"here; that process ended with status {child.returncode}: {one_line(words[-1] if words else '')}"
+            )
+        report, error, caught = pickle.loads((folder / RESULT).read_bytes())
+    for category, message in caught:
+        warnings.warn(message, category, stacklevel=3)
+    if error is not None:
+        raise error
+    return report
+
+
+def main(folder):
+    from keras_rda.litert.exporting import export
+
+    job = pickle.loads((folder / JOB).read_bytes())
+    for name in job["modules"]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    report = error = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model = keras.models.load_model(folder / MODEL, compile=False, safe_mode=False)
+        except Exception as failure:
+            error = RuntimeError(
+                f"export() could not load the model in TensorFlow's process ({one_line(failure)}). Layers of your own "
+                "must be registered (keras.saving.register_keras_serializable) in a module that can be imported, and "
+                "compute with keras.ops."
+            )
+        else:
+            try:
+                report = export(model, job["path"], representative_data=job["data"], **job["arguments"])
+            except Exception as failure:
+                error = _picklable(failure)
+    ours = [(each.category, str(each.message)) for each in caught if issubclass(each.category, UserWarning)]
+    unfinished = folder / f"{RESULT}.unfinished"
+    unfinished.write_bytes(pickle.dumps((report, error, ours)))
+    unfinished.rename(folder / RESULT)
+
+
+def _picklable(error):
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # one with arguments of its own
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))
