@@ -180,7 +180,7 @@ def state(model):
 
 def compiled_steps(optimizer, variable, gradients):
     """Yield the variable after each compiled update."""
-    for (value,) in compiled_updates(optimizer, [variable], [[gradient] for gradient in gradients]):
+    for (value,) in compiled_updates(optimizer, [variable], ([gradient] for gradient in gradients)):
         yield value
 
 
