@@ -117,16 +117,26 @@ def compress(source, target, fold_batch_norm, multiple_of, as_json):
 @_machine_option
 @click.option("--batch-size", type=click.IntRange(1), help="The only one that the file takes (wasm, micro: 1).")
 @click.option("--dense", is_flag=True, help="Remove channels, but encode no zeros: for what lacks DENSIFY.")
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="[NAME=]SIZES",
+    help="Sizes for inputs that leave some open, without the batch's: 128, or tokens=128, or 224,224,3.",
+)
 @click.option("--header", type=_new_file, help="With --machine micro: also write the file as a C array (.h).")
 @click.option("--html", type=_new_file, help="Also write the report as a page.")
 @_json_option
-def export(source, target, quantize, representative_data, machine, batch_size, dense, header, html, as_json):
+def export(
+    source, target, quantize, representative_data, machine, batch_size, dense, input_shapes, header, html, as_json
+):
     """Write IN (.keras) as the smallest LiteRT file that was verified; --machine micro: one for TFLite Micro."""
     if html is not None:
         _check_folder(html)
     data = None if representative_data is None else _arrays(representative_data)
     with _working(f"Exporting {source.name}"):
-        result = keras_rda.export(_load(source), target, quantize, data, machine, batch_size, not dense, header)
+        shapes = _shapes(input_shapes)
+        result = keras_rda.export(_load(source), target, quantize, data, machine, batch_size, not dense, header, shapes)
     if html is not None:
         result.to_html(html)
     _show(result, result.to_dict(), as_json)
@@ -220,6 +230,22 @@ def _arrays(path):
         except Exception as error:  # NumPy, zipfile, zlib and tokenize raise their own
             message = f"'{path}' is no '.npy' or '.npz' file of numbers (numpy.save, numpy.savez), or is damaged."
             raise ValueError(message) from error
+
+
+def _shapes(options):
+    """`input_shapes` of `export` from options such as `128` or `tokens=128`; None if there are none."""
+    shapes = {}
+    for option in options:
+        name, _, sizes = option.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            raise click.BadParameter(
+                f"takes sizes such as 128 or tokens=128 or 224,224,3; received {option!r}.", param_hint="--input-shape"
+            ) from None
+    if "" in shapes and len(shapes) > 1:
+        raise click.BadParameter("takes one shape, or names for all of them.", param_hint="--input-shape")
+    return shapes.get("", shapes or None)
 
 
 def _check_folder(path):

@@ -97,6 +97,18 @@ def test_quantized_with_representative_data(folder):
     assert "needs representative_data" in run("export", "model.keras", "x.tflite", "--quantize", "int8", code=1)
 
 
+def test_sizes_of_inputs(folder):
+    text, image = keras.Input((None,), dtype="int32", name="text"), keras.Input((None, None, 3), name="image")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(5, 4)(text))
+    model = keras.Model([text, image], layers.Add()([x, layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(image))]))
+    model.save("open.keras")
+    shapes = ["--input-shape", "text=6", "--input-shape", "image=8,8,3"]
+    assert json.loads(run("export", "open.keras", "open.tflite", *shapes, "--json"))["path"] == "open.tflite"
+    for wrong in (["--input-shape", "text"], ["--input-shape", "6", *shapes]):
+        assert "takes" in run("export", "open.keras", "other.tflite", *wrong, code=2)
+    assert "no inputs of the model" in run("export", "open.keras", "other.tflite", "--input-shape", "words=6", code=1)
+
+
 @pytest.mark.parametrize("command", ["", "inspect", "compress", "export", "shrink", "verify", "benchmark"])
 def test_help(command):
     text = run(*command.split(), "--help")

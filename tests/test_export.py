@@ -470,6 +470,45 @@ def test_unknown_dimensions_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@tensorflow_only
+@pytest.mark.parametrize("shapes", [(7,), {"tokens": (7,), "mask": [7]}])
+def test_sizes_that_are_unknown_are_given(shapes, tmp_path):
+    """A text model with a causal mask, made for the length of its inputs."""
+    tokens, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("tokens", "mask"))
+    x = keras.layers.Embedding(9, 6)(tokens) * keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
+    x = keras.layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True)
+    model = keras.Model({"tokens": tokens, "mask": mask}, keras.layers.Dense(4)(x))
+    with pytest.raises(
+        ValueError, match=r"only the batch size may be unknown\. Give the other sizes: export\(…, input_s"
+    ):
+        keras_rda.export(model, tmp_path / "model.tflite")
+    report = keras_rda.export(model, tmp_path / "model.tflite", input_shapes=shapes)
+    assert report.chosen.passed
+    data = {"tokens": np.arange(14).reshape(2, 7) % 9, "mask": np.ones((2, 7))}
+    data = {name: array.astype("int32") for name, array in data.items()}
+    (ours,) = keras_rda.litert.predict(tmp_path / "model.tflite", data).values()
+    np.testing.assert_allclose(ours, model(data), atol=1e-5)
+
+
+@tensorflow_only
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ((8,), r"the input 'image' a shape such as \(None, None, 3\) .* received \(8,\)"),
+        ((8, 8, 1), r"received \(8, 8, 1\)"),
+        ((8, -1, 3), r"received \(8, -1, 3\)"),
+        (8, "received 8"),
+        ({"picture": (8, 8, 3)}, r"has \['picture'\], which are no inputs of the model; it has \['image'\]"),
+    ],
+)
+def test_sizes_that_do_not_fit(shapes, message, tmp_path):
+    image = keras.Input((None, None, 3), name="image")
+    model = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image)))
+    with pytest.raises(ValueError, match=message):
+        keras_rda.export(model, tmp_path / "model.tflite", input_shapes=shapes)
+    assert keras_rda.export(model, tmp_path / "model.tflite", input_shapes=(8, 8, 3)).chosen.passed
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class Doubled(keras.layers.Layer):
     def call(self, x):

@@ -7,6 +7,7 @@ import pathlib
 import re
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 
 import keras
 
@@ -41,6 +42,7 @@ def export(
     batch_size: int | None = None,
     sparse: bool = True,
     header: Path | None = None,
+    input_shapes: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
 ) -> ExportReport:
     """Write `model` as the smallest LiteRT file that is right.
 
@@ -56,7 +58,7 @@ def export(
     names of inputs, `_` replaces what a file's signature cannot have, such as spaces.
 
     Args:
-        model: A built Sequential or Functional model in float32; only the batch size may be unknown.
+        model: A built Sequential or Functional model in float32.
         path: Where to write the file, ending in `.tflite`; its directory must exist.
         quantize: None: float32. `"float16"`: weights in float16. `"dynamic"`: weights in int8, activations in float32.
             `"int8"`: both in int8, inputs and outputs in float32. Where the runtime cannot run zeros in the
@@ -77,6 +79,9 @@ def export(
             before the second half of 2025. Dead channels are removed all the same.
         header: With `machine="micro"`, where to write the file as a C array too, ending in `.h`. The array has this
             file's name.
+        input_shapes: Sizes for inputs that have others than the batch's unknown, such as the length of a text: a shape
+            without the batch size, for all such inputs, or a dict from names of inputs to shapes. The file takes these
+            sizes only.
 
     Warns:
         UserWarning: every kernel is zero, or rounding leaves nothing of some outputs (`ExportReport.lost`).
@@ -89,13 +94,14 @@ def export(
             candidate was right.
         RuntimeError: `machine` is not set up; or, on JAX and torch, the model could not be loaded on TensorFlow.
         ValueError, FileNotFoundError: `path` cannot be written to, the model has no symbolic inputs, an input has an
-            unknown dimension besides the batch size, layers do not compute in float32, weights are not finite,
-            `representative_data` is missing or does not fit the model's inputs, or arguments do not go together.
+            unknown dimension besides the batch size and no shape in `input_shapes`, layers do not compute in float32,
+            weights are not finite, `representative_data` is missing or does not fit the model's inputs, or arguments do
+            not go together.
         OSError: the directory of `path` cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
     check_path(path)
-    _check_model(model)
+    model = _checked(model, input_shapes)
     if quantize not in convert.QUANTIZATIONS:
         names = ", ".join(map(repr, convert.QUANTIZATIONS))
         raise ValueError(f"quantize must be one of {names}; received {quantize!r}.")
@@ -276,7 +282,8 @@ def check_path(path, ending=".tflite", argument="path"):
         raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
 
 
-def _check_model(model):
+def _checked(model, input_shapes):
+    """The model on inputs of these shapes, if it can be exported."""
     _keras.check_model("export", model)
     if not getattr(model, "inputs", None):
         raise ValueError(
@@ -284,6 +291,7 @@ def _check_model(model):
             f"'{model.name}' without symbolic inputs. Wrap it: keras.Model(inputs, model(inputs)) with inputs = "
             "keras.Input(shape)."
         )
+    model = signature.sized(model, input_shapes)
     feeds.check(model)
     if wrong := sorted({f"{layer.name} ({layer.compute_dtype})" for layer in _layers(model) if _is_low(layer)}):
         wrong[3:] = [f"{len(wrong) - 3} more"] if len(wrong) > 3 else []
@@ -293,6 +301,7 @@ def _check_model(model):
             "set_weights(get_weights()), and export that; quantize='float16' makes the file's weights float16."
         )
     check_finite(model)
+    return model
 
 
 def _layers(model):

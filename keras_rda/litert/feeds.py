@@ -13,7 +13,8 @@ def check(model):
     for tensor in model.inputs:
         if None in tensor.shape[1:]:
             raise ValueError(
-                f"The input '{tensor.name}' has the shape {tuple(tensor.shape)}: only the batch size may be unknown."
+                f"The input '{tensor.name}' has the shape {tuple(tensor.shape)}: only the batch size may be unknown. "
+                "Give the other sizes: export(…, input_shapes=…), or call the model on a keras.Input that has them."
             )
         if tensor.dtype == "string":
             raise ValueError(f"The input '{tensor.name}' takes strings; a LiteRT file of builtin operators cannot.")

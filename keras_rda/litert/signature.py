@@ -2,9 +2,12 @@
 
 import keyword
 import re
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
+
+from keras_rda.checks import is_positive_integer
 
 _FIT = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*")  # names of TensorFlow's operators
 
@@ -39,6 +42,36 @@ def flat(model):
         places = [(f"output_{place}", tensor) for place, tensor in places]
     _check_different("outputs", [place for place, _ in places], [place for place, _ in places])
     return keras.Model(model.input, dict(places), name=model.name)
+
+
+def sized(model, input_shapes):
+    """The model on inputs of `input_shapes`; see `export`.
+
+    Raises:
+        ValueError: they do not fit the model's inputs.
+    """
+    if input_shapes is None:
+        return model
+    names, shapes = [tensor.name for tensor in model.inputs], [tuple(tensor.shape) for tensor in model.inputs]
+    if not isinstance(input_shapes, Mapping):
+        input_shapes = {name: input_shapes for name, shape in zip(names, shapes, strict=True) if None in shape[1:]}
+    if unknown := [name for name in input_shapes if name not in names]:
+        raise ValueError(f"input_shapes has {unknown}, which are no inputs of the model; it has {names}.")
+    fixed = []
+    for name, shape in zip(names, shapes, strict=True):
+        given = input_shapes.get(name, shape[1:])
+        if (
+            not isinstance(given, Sequence)
+            or len(given) != len(shape) - 1
+            or any(own not in (None, size) for own, size in zip(shape[1:], given, strict=True))
+            or (name in input_shapes and not all(map(is_positive_integer, given)))
+        ):
+            raise ValueError(
+                f"input_shapes must give the input '{name}' a shape such as {shape[1:]} with a positive number in "
+                f"place of each None, without the batch size; received {given!r}."
+            )
+        fixed.append((shape[0], *given))
+    return _around(model, names, fixed)
 
 
 def _around(model, names, shapes):
