@@ -119,9 +119,8 @@ def shapes_by_call(layer):
 
 @contextlib.contextmanager
 def nodes_restored(layer):
-    """Let the layers within `layer` forget, in the end, what was called with symbolic tensors inside."""
-    within = [each for each in flat_layers(layer) if each is not layer]
-    before = [(each, list(each._inbound_nodes), list(each._outbound_nodes)) for each in within]
+    """Let a layer, and the layers within, forget in the end that they were called with symbolic tensors inside."""
+    before = [(each, list(each._inbound_nodes), list(each._outbound_nodes)) for each in flat_layers(layer)]
     try:
         yield
     finally:

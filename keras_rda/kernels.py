@@ -39,11 +39,21 @@ def is_kernel(variable):
     return "kernel" in words or (_NOT_KERNELS.isdisjoint(words) and "embedding" not in name and variable.shape[0] != 1)
 
 
+def is_finite(model):
+    """Whether no weight of `model` is NaN or infinite."""
+    return _not_finite(model) is None
+
+
 def check_finite(model):
     """Raise a `ValueError` that names the weights if any of `model` are NaN or infinite."""
-    for variable in model.weights:
-        if "float" in variable.dtype and not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
-            raise ValueError(
-                f"The weights '{variable.path}' are not finite (NaN or infinity): training diverged, or the file is "
-                "damaged."
-            )
+    if (variable := _not_finite(model)) is not None:
+        raise ValueError(
+            f"The weights '{variable.path}' are not finite (NaN or infinity): training diverged, or the file is "
+            "damaged."
+        )
+
+
+def _not_finite(model):
+    """The first variable with weights that are not finite, or None."""
+    floats = (variable for variable in model.weights if "float" in variable.dtype)
+    return next((v for v in floats if not np.isfinite(keras.ops.convert_to_numpy(v)).all()), None)

@@ -91,7 +91,7 @@ def summary(model: keras.Model) -> SparsitySummary:
 
     Returns:
         A `SparsitySummary`; `print` shows a table, whose last rows are σ over all of them and over the kernels, and
-        what `compress` would leave of a functional model's multiply-adds.
+        what `compress` would leave of the multiply-adds, if it can read the model.
 
     Raises:
         ValueError: the optimizer that the model is compiled with cannot be built for it, such as for an exclusion that
@@ -102,8 +102,7 @@ def summary(model: keras.Model) -> SparsitySummary:
     if isinstance(optimizer, PenalizedOptimizer) and optimizer.penalty is not None:
         pairs = zip(rows, optimizer.penalties_of(model.trainable_variables), strict=True)
         rows = tuple(dataclasses.replace(row, penalised=own is not None) for row, own in pairs)
-    multiply_adds = compression.multiply_adds(model) if rows and compression.is_supported(model) else None
-    return SparsitySummary(rows, multiply_adds)
+    return SparsitySummary(rows, compression.multiply_adds(model) if rows else None)
 
 
 def summarize(variables):

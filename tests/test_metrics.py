@@ -116,3 +116,10 @@ def test_summary_of_what_compress_cannot_read():
     model.dense.build((None, 3))  # and not the model: its inputs are not known
     assert keras_rda.summary(model).multiply_adds is None
     assert "compress()" not in str(keras_rda.summary(model))
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_summary_of_a_model_that_diverged():
+    model = small_network()
+    model.layers[0].kernel.assign(np.full(model.layers[0].kernel.shape, np.inf))
+    assert keras_rda.summary(model).multiply_adds is None

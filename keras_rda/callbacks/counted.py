@@ -128,13 +128,11 @@ class MultiplyAdds:
     name = "the share of multiply-adds that is gone"
 
     def __init__(self, kernels, classes, variables):
-        self._classes, ours = classes, [kernel.variable.path for kernel in kernels]
-        reads = {kernel.path: kernel.reads for kernel in classes.kernels if (kernel.reads >= 0).any()}
-        self._members = [(place, reads[path]) for place, path in enumerate(ours) if path in reads]
+        self._classes, ours = classes, [id(kernel.variable) for kernel in kernels]
+        reads = {id(kernel.variable): kernel.reads for kernel in classes.kernels if (kernel.reads >= 0).any()}
+        self._members = [(place, reads[key]) for place, key in enumerate(ours) if key in reads]
         self._others = [
-            (variable, reads[variable.path])
-            for variable in variables
-            if variable.path in reads and variable.path not in ours
+            (variable, reads[id(variable)]) for variable in variables if id(variable) in reads.keys() - set(ours)
         ]
         self._whole = classes.multiply_adds(np.ones(classes.number, bool))
         stays = self._values([np.zeros(kernel.variable.shape, "float32") for kernel in kernels]) > 0

@@ -14,6 +14,7 @@ from keras_rda.callbacks.counted import TOLERANCE, MultiplyAdds
 from keras_rda.checks import check_number, is_number, is_positive_integer
 from keras_rda.compression import classes, graph
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
+from keras_rda.penalties import L1
 
 
 class _Judge(keras.callbacks.Callback):
@@ -63,7 +64,7 @@ class TargetSparsity(keras.callbacks.Callback):
             it would not be measured sixty times while it rises.
         of: What `target` is a share of: `"zeros"`, of the kernels' weights; or `"multiply_adds"`, of those that the
             model needs for one sample: with 0.3, `compress` leaves 0.7 of them. For a penalty by which whole channels
-            go, such as `GroupL1(…, groups="channels", layout=model)`.
+            go: `GroupL1(…, groups="channels", layout=model)`, or `groups="inputs"`.
 
     Raises:
         TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, its penalty no
@@ -124,7 +125,9 @@ class TargetSparsity(keras.callbacks.Callback):
         if of not in ("zeros", "multiply_adds"):
             raise ValueError(f'TargetSparsity: of must be "zeros" or "multiply_adds"; received {of!r}.')
         if of != "zeros" and (per_layer or isinstance(target, Mapping)):
-            raise ValueError(f"TargetSparsity(of={of!r}) goes with one target for the whole model.")
+            raise ValueError(
+                f"TargetSparsity(of={of!r}) goes with one target for the whole model: a number, without per_layer."
+            )
         self.target, self.per_layer, self.begin, self.end, self.interval = target, per_layer, begin, end, interval
         self.of = of
         self._schedule = steering.Schedule(begin, end)
@@ -264,9 +267,14 @@ class TargetSparsity(keras.callbacks.Callback):
         for group in self._groups:
             advice, what = usual, group.counted.name
             share = group.measure(lambda kernels: [kernel.value for kernel in kernels])
-            if self.of == "multiply_adds":  # exactly: also channels that only what goes reads
-                before, after = compression.multiply_adds(self.model)
-                share = 1 - after / before
+            if self.of == "multiply_adds":
+                steered, (before, after) = share, compression.multiply_adds(self.model)
+                share = 1 - after / before  # exactly
+                if abs(steered - group.target) <= group.counted.tolerance:
+                    advice = (
+                        "compress() also removes channels that only dead ones read. Choose a penalty by which whole "
+                        'channels go, such as GroupL1(…, groups="channels", layout=model).'
+                    )
             optimizer.steering_memory.forget(group.positions)
             if abs(share - group.target) > group.counted.tolerance:
                 strength = group.strength(optimizer)
@@ -322,16 +330,27 @@ class TargetSparsity(keras.callbacks.Callback):
         """What is counted, where it is not zeros."""
         if self.of == "zeros":
             return None
-        if not compression.is_supported(self.model):
+        penalty = inner_optimizer(self.model).penalty
+        if isinstance(penalty, L1) or getattr(penalty, "groups", None) == "outputs":
+            raise ValueError(
+                'TargetSparsity(of="multiply_adds") counts channels that nobody reads, and few go by '
+                f"{type(penalty).__name__}{' of filters' if not isinstance(penalty, L1) else ''}. Choose "
+                'GroupL1(λ, groups="channels", layout=model), or groups="inputs".'
+            )
+        found = classes.read(self.model)
+        if found is None:
             raise ValueError(
                 f'TargetSparsity(of="multiply_adds") must read the model as a graph; {graph.without(self.model)}'
             )
-        found = classes.read(self.model)
-        if not found.number or not found.knows_multiply_adds:
-            missing = "no channels that can go" if not found.number else "layers whose multiply-adds are not known"
+        if found.unknown:
             raise ValueError(
-                f'TargetSparsity(of="multiply_adds"): the model {self.model.name!r} has {missing}: it needs inputs '
-                "with a size, and Keras' own layers."
+                'TargetSparsity(of="multiply_adds"): they are not known of the layers '
+                f"{', '.join(found.unknown)}: give the model's inputs a size, and take Keras' own layers."
+            )
+        if not found.number:
+            raise ValueError(
+                f'TargetSparsity(of="multiply_adds"): no channel of {self.model.name!r} can go. They are: '
+                f"{'; '.join(found.reasons)}."
             )
         return MultiplyAdds(penalized, found, self.model.variables)
 
@@ -361,7 +380,7 @@ class TargetSparsity(keras.callbacks.Callback):
             # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
             if group.begun(optimizer) is None and group.target + counted.tolerance < now < 1:
                 raise ValueError(
-                    f"TargetSparsity: the target {group.target} of {group.name} is below its present {counted.name} = "
+                    f"TargetSparsity: the target {group.target} of {group.name} is below what it has, {counted.name} = "
                     f"{now:.4f}, and steering does not bring weights back. Choose a target above it, or train from "
                     "dense weights."
                 )

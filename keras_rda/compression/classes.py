@@ -16,28 +16,42 @@ class KernelChannels:
     """A kernel, and the class of channels that each of its weights reads and computes.
 
     Attributes:
-        path, shape: Of the variable.
+        variable: The kernel.
         reads, computes: Int arrays that broadcast to its shape; −1: a channel that cannot go.
         positions: How often each weight is multiplied for one sample; None where a shape is not known.
     """
 
-    path: str
-    shape: tuple[int, ...]
+    variable: keras.Variable
     reads: np.ndarray
     computes: np.ndarray
     positions: int | None
 
+    @property
+    def path(self):
+        """Of the variable."""
+        return self.variable.path
+
+    @property
+    def size(self):
+        """How many weights it has."""
+        return math.prod(self.variable.shape)
+
     def left(self, alive):
         """How many of its weights are left with the classes that are `alive`: booleans, of which the last is True."""
-        left = alive[self.reads] & alive[self.computes]
-        return int(left.sum()) * (math.prod(self.shape) // left.size)
+        reads, computes = alive[self.reads], alive[self.computes]
+        ranks = reads.ndim, computes.ndim
+        if 0 in ranks or all(1 in sizes for sizes in zip(reads.shape, computes.shape, strict=True)):
+            # Along different axes: no array of the kernel's size.
+            return int(reads.sum()) * int(computes.sum()) * (self.size // (reads.size * computes.size))
+        left = reads & computes
+        return int(left.sum()) * (self.size // left.size)
 
     def of_each(self, number):
         """Float array (number,): how many of its weights each class takes along when it goes."""
         reads, computes = np.broadcast_arrays(self.reads, self.computes)
         counts = np.bincount(1 + reads.ravel(), minlength=number + 1)
         counts += np.bincount(1 + computes[computes != reads], minlength=number + 1)
-        return counts[1:] * (math.prod(self.shape) / reads.size)
+        return counts[1:] * (self.size / reads.size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +63,16 @@ class Classes:
         number: How many classes there are that kernels read; they are numbered from 0.
         reasons: Why other channels cannot go, each reason once.
         heads: Pairs (class, multiply-adds) of attention's heads: what each takes along beside its kernels' weights.
-        other_multiply_adds: Of all layers that do not shrink; None where it is not known.
+        other_multiply_adds: Of all layers that do not shrink, as far as they are known.
+        unknown: Names of the layers of which they are not known.
     """
 
     kernels: tuple[KernelChannels, ...]
     number: int
     reasons: tuple[str, ...]
     heads: tuple[tuple[int, int], ...]
-    other_multiply_adds: int | None
-
-    @property
-    def knows_multiply_adds(self):
-        """Whether they are known of every layer."""
-        return self.other_multiply_adds is not None and all(kernel.positions is not None for kernel in self.kernels)
+    other_multiply_adds: int
+    unknown: tuple[str, ...]
 
     def multiply_adds(self, alive):
         """For one sample, after `compress`, where of the classes those are left that are `alive` (number,)."""
@@ -79,12 +90,14 @@ class Classes:
 
 
 def read(model):
-    """The `Classes` of a functional `model` (see `graph.functional`), whatever its weights are.
+    """The `Classes` of a model, whatever its weights are; None if it has no graph (`graph.as_functional`).
 
     A class goes where no weight that reads it is left: in a residual network, the rows of all convolutions behind the
     sum.
     """
     flat, analysis = rules.flatten(model), Analysis(any_weights=True)
+    if flat is None:
+        return None
     rules.read(analysis, flat)
     root, stay = analysis.classes()
     kernels = [kernel for use in analysis.uses.values() for kernel in use.rule.kernels(use)]
@@ -106,22 +119,20 @@ def describe(flat, analysis, numbers, reasons=()):
     calls = collections.defaultdict(list)
     for call in flat.calls:
         calls[id(call.layer)].append(call)
-    kernels, heads, others = [], [], 0
+    kernels, heads, others, unknown = [], [], 0, []
     for key, own in calls.items():
         layer, use = own[0].layer, analysis.uses.get(key)
         found = [] if use is None else use.rule.kernels(use)
+        cost = costs.multiply_adds(layer, own) if isinstance(layer, keras.layers.Layer) else 0
+        if cost is None:
+            unknown.append(own[0].name)
+        elif not found:
+            others += cost
         if found:
             times = costs.positions(layer, own)
             kernels += [
-                KernelChannels(kernel.path, tuple(kernel.shape), numbers[reads], numbers[computes], times)
-                for kernel, reads, computes in found
+                KernelChannels(kernel, numbers[reads], numbers[computes], times) for kernel, reads, computes in found
             ]
             if isinstance(layer, keras.layers.MultiHeadAttention):
-                cost = costs.attention(layer, own)
-                heads += [(number, cost) for number in numbers[use.inputs.ids].tolist()]
-        elif isinstance(layer, keras.layers.Layer):
-            cost = costs.multiply_adds(layer, own)
-            others = None if None in (others, cost) else others + cost
-    if any(cost is None for _, cost in heads):
-        others = None
-    return Classes(tuple(kernels), int(numbers.max()) + 1, reasons, tuple(heads), others)
+                heads += [(number, costs.attention(layer, own)) for number in numbers[use.inputs.ids].tolist()]
+    return Classes(tuple(kernels), int(numbers.max()) + 1, reasons, tuple(heads), others, tuple(unknown))

@@ -10,7 +10,7 @@ from keras_rda import _keras, checks
 from keras_rda.compression import classes, graph, rules, surgery
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
-from keras_rda.kernels import check_finite
+from keras_rda.kernels import check_finite, is_finite
 
 
 def is_supported(model):
@@ -86,14 +86,16 @@ def compress(
 
 
 def multiply_adds(model):
-    """(before, after) of what a functional model multiplies and adds for one sample, as `compress` would leave it.
+    """(before, after) of what a model multiplies and adds for one sample, as `compress` would leave it.
 
-    None where that is not known of a layer.
+    None where that is not known of a layer, or the model has no graph or weights that are not finite.
     """
     flat = rules.flatten(model)
+    if flat is None or not is_finite(model):
+        return None
     analysis = _analyse(flat, 1)
     found = classes.describe(flat, analysis, analysis.root)
-    if not found.knows_multiply_adds:
+    if found.unknown:
         return None
     return found.multiply_adds(np.ones(found.number, bool)), found.multiply_adds(analysis.kept[: found.number])
 

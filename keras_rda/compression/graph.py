@@ -8,7 +8,7 @@ import inspect
 
 import keras
 
-from keras_rda._keras import functional, has_mask, levels, nodes_restored, operation_of
+from keras_rda._keras import flat_layers, functional, has_mask, levels, nodes_restored, operation_of
 from keras_rda.compression import tracing
 
 
@@ -62,13 +62,23 @@ class FlatModel:
 
 def without(model):
     """What to say of a model without a graph."""
+    name = f"{type(model).__name__} '{model.name}'"
     if isinstance(model, keras.Sequential):
-        advice = "Build it first: put a keras.Input(shape) before its layers, or call model.build((None, *shape))."
-    elif not model.built:
-        advice = "Build it first: call it once on data."
-    else:
-        advice = "Call it on a keras.Input of the right shape and dtype: keras.Model(x, model(x))."
-    return f"{type(model).__name__} '{model.name}' is not built, or its inputs are not known. {advice}"
+        return (
+            f"{name} is not built. Build it first: put a keras.Input(shape) before its layers, or call "
+            "model.build((None, *shape))."
+        )
+    if not model.built:
+        return f"{name} is not built. Call it once on data."
+    why = "has none"
+    try:
+        _symbolic(model)
+    except tracing.Untraceable as error:
+        why = str(error)
+    return (
+        f"{name} {why}. Call it on a keras.Input of the right shape and dtype, keras.Model(x, model(x)); or build the "
+        "same network with keras.Model(inputs, outputs) from the layers it holds."
+    )
 
 
 def as_functional(model):
@@ -81,16 +91,38 @@ def as_functional(model):
     if isinstance(model, keras.Sequential) or not model.built:
         return None
     try:
+        return _symbolic(model)
+    except tracing.Untraceable:
+        return None
+
+
+def _symbolic(model):
+    """A functional model whose one call is that of a subclassed one."""
+    try:
         with nodes_restored(model):
             if getattr(model, "inputs", None):  # a functional one that overrides `call`
                 inputs = keras.tree.map_structure(
                     lambda own: keras.Input(own.shape[1:], dtype=own.dtype, name=own.name), model.input
                 )
             else:
-                inputs = _inputs(model.get_build_config()["input_shape"], model.input_dtype)
+                shape = (model.get_build_config() or {}).get("input_shape")
+                if shape is None:
+                    raise tracing.Untraceable("does not say which inputs it takes")
+                inputs = _inputs(shape, _dtype(model, shape))
             return keras.Model(inputs, model(inputs), name=model.name)
-    except Exception:  # it takes several arguments, or whatever the user's code makes of symbolic tensors
-        return None
+    except tracing.Untraceable:
+        raise
+    except Exception as error:  # whatever the user's code makes of symbolic tensors
+        raise tracing.Untraceable(f"cannot be called with symbolic tensors ({tracing.first_line(error)})") from error
+
+
+def _dtype(model, shape):
+    """The dtype of a subclassed model's inputs, which Keras does not keep: that of indices where it has a table."""
+    if not any(isinstance(layer, keras.layers.Embedding) for layer in flat_layers(model)):
+        return "float32"
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(size, (int, type(None))) for size in shape):
+        raise tracing.Untraceable("has several inputs, some of which may be indices")
+    return "int32"
 
 
 def _inputs(shape, dtype, name=None):
@@ -134,8 +166,8 @@ def _unroll(model, inputs, prefix, extra, calls, names, is_known):
             if inner is None and isinstance(layer, keras.layers.Layer) and not is_known(layer):
                 flat = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Tensor)]
                 try:
-                    if any(has_mask(tensor) for tensor in node.input_tensors):
-                        raise tracing.Untraceable("is given a mask")
+                    if any(has_mask(tensor) for tensor in (*node.input_tensors, *node.outputs)):
+                        raise tracing.Untraceable("is given a mask, or makes one")
                     inner = tracing.trace(layer, args, kwargs, lambda leaf: isinstance(leaf, Tensor))
                 except tracing.Untraceable as error:
                     reason = str(error)

@@ -23,8 +23,10 @@ layers = keras.layers
 
 
 def flatten(model):
-    """The `FlatModel` of a model, with layers that have no rule read where they are made of layers."""
-    return graph.read(graph.as_functional(model), lambda layer: _rule(layer) is not None)
+    """The `FlatModel` of a model, with layers that have no rule read where they are made of layers; None if it has no
+    graph."""
+    functional = graph.as_functional(model)
+    return None if functional is None else graph.read(functional, lambda layer: _rule(layer) is not None)
 
 
 def read(analysis, flat):
@@ -53,7 +55,8 @@ def forward(analysis, call):
             )
         else:
             analysis.unknown_operations.add(kind.__name__)
-        return wall(analysis, call, f"unknown layer '{call.name}'")
+        which = f", which {call.opaque}" if call.opaque else ""
+        return wall(analysis, call, f"unknown layer '{call.name}'{which}")
     if isinstance(rule, Rule) and not _has_configuration(call.layer):
         return wall(analysis, call, f"'{call.name}' has no configuration from which a smaller one can be made")
     return rule(analysis, call)

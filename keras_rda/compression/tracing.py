@@ -2,7 +2,7 @@
 
 What their `call` does in Python is followed once, with symbolic tensors: what is made of Keras' layers and operations
 becomes a graph. Python may also branch on values, keep a state or draw numbers, which a graph does not tell: so the
-graph is believed only where it computes on numbers what the layer does, twice.
+graph is believed only where it computes on numbers what the layer does, twice, with different weights.
 """
 
 import math
@@ -63,7 +63,7 @@ def _traced(layer, args, kwargs, is_tensor, tensors, batch_size):
         except Exception as error:  # whatever the user's code makes of symbolic tensors
             open_sizes = any(None in tensor.shape[1:] for tensor in tensors)
             advice = "; call the model on an Input of fixed size" if open_sizes else ""
-            raise Untraceable(f"cannot be called with symbolic tensors ({_first_line(error)}){advice}") from error
+            raise Untraceable(f"cannot be called with symbolic tensors ({first_line(error)}){advice}") from error
         leaves = keras.tree.flatten(outputs)
         if not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
             raise Untraceable("returns what does not depend on its inputs")
@@ -72,7 +72,7 @@ def _traced(layer, args, kwargs, is_tensor, tensors, batch_size):
         try:
             model = keras.Model(inputs, leaves)
         except ValueError as error:
-            raise Untraceable(f"computes with tensors from elsewhere ({_first_line(error)})") from error
+            raise Untraceable(f"computes with tensors from elsewhere ({first_line(error)})") from error
     if any(isinstance(leaf, keras.Variable) for leaf in _keras.arguments_of_nodes(model)):
         raise Untraceable("computes with weights of layers outside these layers' calls")
     _check(layer, args, kwargs, is_tensor, tensors, model)
@@ -87,25 +87,32 @@ def _call(function, args, kwargs, is_tensor, values):
 
 
 def _check(layer, args, kwargs, is_tensor, tensors, model):
-    """Raise unless the model computes what the layer does, on two draws of numbers."""
+    """Raise unless the model computes what the layer does, on two draws of numbers, with other weights the second time:
+    what is computed of weights outside their layers would be a constant of the graph."""
     for seed in range(2):
         random, ours = np.random.default_rng(seed), None
+        weights = [(v, 1.25 * v + 0.1) for v in layer.variables if seed and "float" in v.dtype]
         for size in SIZES:
             values = [_draw(tensor, size, random) for tensor in tensors]
             try:
-                with keras.StatelessScope():
+                with keras.StatelessScope(state_mapping=weights):
                     theirs = _call(layer, args, kwargs, is_tensor, values)
+                with keras.StatelessScope(state_mapping=weights):
                     ours = model(values)
+                if any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten((ours, theirs))):
+                    ours, failure = None, "it has no values"
                 break
             except Exception as error:  # too small an image, or whatever the layer refuses
                 failure = error
         if ours is None:
-            raise Untraceable(f"cannot be tried on numbers ({_first_line(failure)})")
+            raise Untraceable(f"cannot be tried on numbers ({first_line(failure)})")
         for a, b in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True):
             a, b = keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
             scale = np.abs(b[np.isfinite(b)]).max(initial=0.0) if b.dtype.kind == "f" else 0
             if a.shape != b.shape or not np.allclose(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True):
-                raise Untraceable("computes something else than its graph: it draws numbers, or looks at values")
+                raise Untraceable(
+                    "computes something else than its graph: it draws numbers, or looks at values or weights"
+                )
 
 
 def _draw(tensor, size, random):
@@ -116,5 +123,6 @@ def _draw(tensor, size, random):
     return keras.ops.cast(random.integers(2, size=math.prod(shape)).reshape(shape), tensor.dtype)
 
 
-def _first_line(error):
+def first_line(error):
+    """What an error says, in short."""
     return str(error).strip().partition("\n")[0][:120]

@@ -288,8 +288,8 @@ def _checked(model, input_shapes):
     if not getattr(model, "inputs", None):
         raise ValueError(
             f"export() needs a Sequential or Functional model that is built; received {type(model).__name__} "
-            f"'{model.name}' without symbolic inputs. Wrap it: keras.Model(inputs, model(inputs)) with inputs = "
-            "keras.Input(shape)."
+            f"'{model.name}' without symbolic inputs. Export what keras_rda.compress(model) makes of it, or wrap it: "
+            "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)."
         )
     model = signature.sized(model, input_shapes)
     feeds.check(model)

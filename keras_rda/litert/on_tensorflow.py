@@ -40,9 +40,12 @@ def export(model, path, data, **arguments):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
             model.save(folder / MODEL)
-        # Where layers of the user's own are registered.
-        modules = sorted({type(layer).__module__ for layer in _keras.flat_layers(model)} - {"__main__"})
-        job = {"path": os.fspath(path), "data": data, "modules": modules, "arguments": arguments}
+        # Where layers and functions of the user's own are registered.
+        own = [*map(type, _keras.flat_layers(model)), *keras.saving.get_custom_objects().values()]
+        modules = sorted({getattr(each, "__module__", "__main__") for each in own} - {"__main__"})
+        kinds = {type(layer) for layer in _keras.flat_layers(model)}
+        names = sorted({kind.__name__ for kind in kinds if not kind.__module__.startswith("keras.")})
+        job = {"own": names, "path": os.fspath(path), "data": data, "modules": modules, "arguments": arguments}
         (folder / JOB).write_bytes(pickle.dumps(job))
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": os.pathsep.join(sys.path)}
         child = subprocess.run(
@@ -67,7 +70,7 @@ def main(folder):
 
     job = pickle.loads((folder / JOB).read_bytes())
     for name in job["modules"]:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(Exception):  # loading the model tells what is missing
             importlib.import_module(name)
     report = error = None
     with warnings.catch_warnings(record=True) as caught:
@@ -76,9 +79,10 @@ def main(folder):
             model = keras.models.load_model(folder / MODEL, compile=False, safe_mode=False)
         except Exception as failure:
             error = RuntimeError(
-                f"export() could not load the model in TensorFlow's process ({one_line(failure)}). Layers of your own "
-                "must be registered (keras.saving.register_keras_serializable) in a module that can be imported, and "
-                "compute with keras.ops."
+                f"export() could not load the model in TensorFlow's process ({one_line(failure)}). What is your own, "
+                f"{', '.join(job['own']) or 'such as functions'}, must be registered "
+                "(keras.saving.register_keras_serializable) in a module that can be imported, and compute with "
+                "keras.ops. Or export keras_rda.compress(model), in which layers made of layers are no more."
             )
         else:
             try:

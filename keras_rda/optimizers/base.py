@@ -170,8 +170,8 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         if self.penalty is not None and not any(penalties):
             warnings.warn(
                 f"{type(self).__name__} has nothing to penalise: of {len(variables)} trainable variables none is a "
-                "kernel (rank ≥ 2, no embedding table) that is not excluded, so no weight will become zero. "
-                f"Variables: {[kernels.variable_path(variable) for variable in variables]}.",
+                "kernel (rank ≥ 2, no embedding table), not excluded, with weights that the penalty is for. None will "
+                f"become zero. Variables: {[kernels.variable_path(variable) for variable in variables]}.",
                 stacklevel=2,
             )
         undecayed = self._exclusions.from_weight_decay(variables)

@@ -84,7 +84,8 @@ class Penalty:
     def for_variable(self, variable):
         """The penalty as it applies to `variable`: this object, unless a subclass depends on the kernel's layout.
 
-        None lets the variable take the step without penalty. Called by `for_variables`.
+        Another object needs this one's methods and `shared = None`; None lets the variable take the step without
+        penalty. Called by `for_variables`.
         """
         return self
 

@@ -5,29 +5,37 @@ its shape: the number of the group that each weight belongs to, −1 where the c
 where that is so of all of them.
 """
 
+import math
+
 import numpy as np
 
-from keras_rda import compression, kernels, layer_facts
+from keras_rda import kernels, layer_facts
 from keras_rda.compression import classes, graph
 from keras_rda.penalties.shared import SharedGroups
 
 
 def layout_of(model):
-    """The layout of a built Keras model, and a float array with the multiply-adds that each group saves (None: not
-    known); raises a `ValueError` if no channel of it can go."""
-    if not compression.is_supported(model):
-        raise ValueError(f'GroupL1(groups="channels") must read the model as a graph; {graph.without(model)}')
+    """The layout of a built Keras model, and its `compression.classes.Classes`; a `ValueError` says so if no channel of
+    it can go."""
     found = classes.read(model)
+    if found is None:
+        raise ValueError(f'GroupL1(groups="channels") must read the model as a graph; {graph.without(model)}')
     if not found.number:
         raise ValueError(
             f'GroupL1(groups="channels"): no channel of {model.name!r} can go. They are: {"; ".join(found.reasons)}.'
         )
-    reads = {kernel.path: kernel.reads for kernel in found.kernels}
+    reads = {}
+    for kernel in found.kernels:
+        if not np.array_equal(reads.setdefault(kernel.path, kernel.reads), kernel.reads):
+            raise ValueError(
+                f'GroupL1(groups="channels"): two kernels of {model.name!r} have the path {kernel.path!r}: give their '
+                "layers, or the models around them, different names."
+            )
     layout = {
         path: reads[path].tolist() if path in reads and (reads[path] >= 0).any() else None
         for path in layer_facts.axes_of(model)
     }
-    return layout, found.multiply_adds_of_each() if found.knows_multiply_adds else None
+    return layout, found
 
 
 def check(path, groups):
@@ -63,7 +71,9 @@ def penalties(penalty, layout, variables, costs=None):
     stay = np.unique(np.concatenate([[-1], *(own.ravel() for own in outside.values())]))
     arrays = [np.array(-1) if own is None else np.where(np.isin(own, stay), -1, own) for own in map(layout.get, ours)]
     numbers = np.unique(np.concatenate([[-1], *(array.ravel() for array in arrays)]))
-    members = [place for place, array in enumerate(arrays) if (array >= 0).any()]
+    members = [place for place, array in enumerate(arrays) if (array >= 0).any() and math.prod(variables[place].shape)]
+    if not members:
+        return [None] * len(variables)
     shared = SharedGroups(
         penalty,
         [variables[place] for place in members],

@@ -87,9 +87,14 @@ class GroupL1(Penalty):
                     "model.build(input_shape)."
                 )
             if groups == "channels":
-                layout, costs = channels.layout_of(layout)
+                layout, found = channels.layout_of(layout)
+                if weights == "multiply_adds" and found.unknown:
+                    raise ValueError(
+                        'GroupL1(weights="multiply_adds"): they are not known of the layers '
+                        f"{', '.join(found.unknown)}: give the model's inputs a size, and take Keras' own layers."
+                    )
                 if weights == "multiply_adds":
-                    self._costs = costs
+                    self._costs = found.multiply_adds_of_each()
             else:
                 layout = {path: getattr(own, groups) for path, own in axes.items()}
         elif not isinstance(layout, (Mapping, type(None))):
@@ -102,10 +107,7 @@ class GroupL1(Penalty):
                 'GroupL1(groups="channels") must know which kernels read the same channels: pass layout=model.'
             )
         if weights == "multiply_adds" and self._costs is None:
-            raise ValueError(
-                'GroupL1(weights="multiply_adds") must know them of every layer: pass layout=model, of a model whose '
-                "inputs have a size and whose layers with kernels are Keras' own."
-            )
+            raise ValueError('GroupL1(weights="multiply_adds") must know what layers cost: pass layout=model.')
         check = channels.check if groups == "channels" else _check_axes
         self.layout = {part: own if own is None else check(part, own) for part, own in (layout or {}).items()}
 

@@ -169,7 +169,7 @@ def unit_sizes(penalties, variables):
     pairs = zip(penalties, variables, strict=True)
     numbers = [(own.units(variable), math.prod(variable.shape)) for own, variable in pairs if not own.shared]
     sizes = shared.sizes if shared else []
-    return [(number, size / number) for number, size in numbers] + [(1, size) for size in sizes]
+    return [(number, size / number) for number, size in numbers if number] + [(1, size) for size in sizes]
 
 
 def most(penalties, variables):
