@@ -398,7 +398,7 @@ def test_subclassed_model_is_told_what_to_do(tmp_path):
 
     model = Subclassed()
     model(np.ones((1, 3), "float32"))
-    with pytest.raises(ValueError, match=r"Wrap it: keras\.Model\(inputs, model\(inputs\)\)"):
+    with pytest.raises(ValueError, match=r"wrap it: keras\.Model\(inputs, model\(inputs\)\)"):
         keras_rda.export(model, tmp_path / "model.tflite")
     inputs = keras.Input((3,))
     assert keras_rda.export(keras.Model(inputs, model(inputs)), tmp_path / "model.tflite").bytes > 0

@@ -253,7 +253,7 @@ def test_target_below_the_present_sparsity(digits):
     model = small_network()
     for layer in (model.layers[0], model.layers[-1]):
         layer.kernel.assign(np.arange(np.prod(layer.kernel.shape)).reshape(layer.kernel.shape) % 10 == 0)
-    with pytest.raises(ValueError, match=r"target 0\.5 of the model is below its present σ = 0\.\d+"):
+    with pytest.raises(ValueError, match=r"target 0\.5 of the model is below what it has, σ = 0\.\d+"):
         fit(compiled(model, keras_rda.XRDA()), digits, [keras_rda.TargetSparsity(0.5, interval=1)], epochs=30)
 
 

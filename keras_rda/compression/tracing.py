@@ -2,7 +2,7 @@
 
 What their `call` does in Python is followed once, with symbolic tensors: what is made of Keras' layers and operations
 becomes a graph. Python may also branch on values, keep a state or draw numbers, which a graph does not tell: so the
-graph is believed only where it computes on numbers what the layer does, twice, with different weights.
+graph is believed only where it computes on numbers what the layer does, on several draws, with different weights.
 """
 
 import math
@@ -14,6 +14,8 @@ from keras_rda import _keras
 
 # For sizes that are not known: of sequences and of images.
 SIZES = (8, 32, 64)
+# What numbers are drawn for the check: of both signs, negative and small, positive and large.
+DRAWS = (lambda x: x, lambda x: -0.1 * np.abs(x), lambda x: 10 * np.abs(x))
 
 
 class Untraceable(Exception):
@@ -87,13 +89,13 @@ def _call(function, args, kwargs, is_tensor, values):
 
 
 def _check(layer, args, kwargs, is_tensor, tensors, model):
-    """Raise unless the model computes what the layer does, on two draws of numbers, with other weights the second time:
-    what is computed of weights outside their layers would be a constant of the graph."""
-    for seed in range(2):
+    """Raise unless the model computes what the layer does, on several draws of numbers, and with other weights after
+    the first: what is computed of weights outside their layers would be a constant of the graph."""
+    for seed, draw in enumerate(DRAWS):
         random, ours = np.random.default_rng(seed), None
         weights = [(v, 1.25 * v + 0.1) for v in layer.variables if seed and "float" in v.dtype]
         for size in SIZES:
-            values = [_draw(tensor, size, random) for tensor in tensors]
+            values = [_draw(tensor, size, random, draw) for tensor in tensors]
             try:
                 with keras.StatelessScope(state_mapping=weights):
                     theirs = _call(layer, args, kwargs, is_tensor, values)
@@ -115,10 +117,10 @@ def _check(layer, args, kwargs, is_tensor, tensors, model):
                 )
 
 
-def _draw(tensor, size, random):
+def _draw(tensor, size, random, draw):
     shape = [2 if axis == 0 and length is None else length or size for axis, length in enumerate(tensor.shape)]
     if "float" in tensor.dtype:
-        return keras.ops.convert_to_tensor(random.normal(size=shape).astype(tensor.dtype))
+        return keras.ops.convert_to_tensor(draw(random.normal(size=shape)).astype(tensor.dtype))
     # Indices that every table has, and masks.
     return keras.ops.cast(random.integers(2, size=math.prod(shape)).reshape(shape), tensor.dtype)
 
