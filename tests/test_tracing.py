@@ -366,3 +366,42 @@ def test_subclassed_models_that_are_no_graph():
     model(np.ones((2, 3)))
     with pytest.raises(ValueError, match=r"Own 'own' has weights of its own \(scale\)\. Build the same network with"):
         keras_rda.compress(model)
+
+
+class Uncopied(layers.Layer):
+    """No configuration makes it anew, so the smaller model takes it as it is, under its own name."""
+
+    def __init__(self, factor):
+        super().__init__(name="uncopied")
+        self.factor = factor
+
+    def call(self, x):
+        return self.factor * x
+
+
+class Around(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.uncopied, self.block = Uncopied(0.5), Block()
+
+    def build(self, shape):
+        self.block.build(shape)
+
+    def call(self, x):
+        return self.block(self.uncopied(x))
+
+
+def test_what_cannot_be_built_anew_stays_whole():
+    """Two layers of one name, both in layers made of layers."""
+    model = network(Around(name="one"), layers.Dense(8, name="hidden"), layers.Dense(4), Around(name="two"))
+    kill_hidden(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() < model.count_params()
+    assert "stay whole, as the model cannot be built from what is within: " in report.notes[-1]
+    assert "uncopied" in report.notes[-1]
+    alone = network(Around(name="one"))
+    gone = kill_hidden(alone)
+    smaller, report = keras_rda.compress(alone, report=True)
+    assert_same_outputs(alone, smaller)
+    assert smaller.count_params() == alone.count_params() - 9 * gone

@@ -1,5 +1,7 @@
 """`compress`: analyse, cut, report."""
 
+import dataclasses
+import functools
 import warnings
 from typing import Literal, overload
 
@@ -11,6 +13,7 @@ from keras_rda.compression import classes, graph, rules, surgery
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
 from keras_rda.kernels import check_finite, is_finite
+from keras_rda.output import one_line
 
 
 def is_supported(model):
@@ -77,12 +80,30 @@ def compress(
             f"compress() must read the model as a graph, and {name} {why}. "
             "Build the same network with keras.Model(inputs, outputs) from the layers it holds."
         )
+    try:
+        smaller, make = _built(functional, flat, fold_batch_norm, multiple_of)
+        notes: tuple[str, ...] = ()
+    except Exception as error:  # names that occur twice, layers that take no symbolic tensors: whatever is within
+        if not flat.traced or functional is not model:
+            raise
+        smaller, make = _built(functional, rules.flatten(functional, trace=False), fold_batch_norm, multiple_of)
+        notes = (
+            f"Layers made of layers stay whole, as the model cannot be built from what is within: {one_line(error)}",
+        )
+    if not report:
+        return smaller
+    made = make()
+    return smaller, dataclasses.replace(made, notes=(*made.notes, *notes))
+
+
+def _built(functional, flat, fold_batch_norm, multiple_of):
+    """The smaller model, and a function that makes its report."""
     analysis = _analyse(flat, multiple_of)
     with warnings.catch_warnings():
         # Layers are made from their configuration in this process, with the user's own functions put back.
         warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
         smaller, made = surgery.build(functional, flat, analysis, fold_batch_norm)
-    return (smaller, make_report(flat, analysis, made, multiple_of)) if report else smaller
+    return smaller, functools.partial(make_report, flat, analysis, made, multiple_of)
 
 
 def multiply_adds(model):

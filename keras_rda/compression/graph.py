@@ -53,11 +53,15 @@ class Call:
 
 @dataclasses.dataclass
 class FlatModel:
-    """Calls in topological order, with the model's inputs and outputs as `Tensor`s."""
+    """Calls in topological order, with the model's inputs and outputs as `Tensor`s.
+
+    `traced`: names of the layers made of layers whose calls are among them in their place.
+    """
 
     inputs: list
     calls: list
     outputs: list
+    traced: list
 
 
 def without(model):
@@ -145,13 +149,12 @@ def read(model, is_known):
         Tensor(tuple(tensor.shape), tensor.dtype, getattr(operation_of(tensor), "optional", False))
         for tensor in model.inputs
     ]
-    names = {}
-    calls = []
-    outputs = _unroll(model, inputs, (), {}, calls, names, is_known)
-    return FlatModel(inputs, calls, outputs)
+    names, calls, traced = {}, [], []
+    outputs = _unroll(model, inputs, (), {}, calls, names, traced, is_known)
+    return FlatModel(inputs, calls, outputs, traced)
 
 
-def _unroll(model, inputs, prefix, extra, calls, names, is_known):
+def _unroll(model, inputs, prefix, extra, calls, names, traced, is_known):
     tensors = {id(symbolic): tensor for symbolic, tensor in zip(model.inputs, inputs, strict=True)}
     for nodes in levels(model):
         for node in nodes:
@@ -169,6 +172,7 @@ def _unroll(model, inputs, prefix, extra, calls, names, is_known):
                     if any(has_mask(tensor) for tensor in (*node.input_tensors, *node.outputs)):
                         raise tracing.Untraceable("is given a mask, or makes one")
                     inner = tracing.trace(layer, args, kwargs, lambda leaf: isinstance(leaf, Tensor))
+                    traced.append(layer.name)
                 except tracing.Untraceable as error:
                     reason = str(error)
             if inner is None:
@@ -176,7 +180,7 @@ def _unroll(model, inputs, prefix, extra, calls, names, is_known):
                 calls.append(Call(layer, _unique_name(layer, prefix, names), args, kwargs, outputs, reason))
             else:
                 passed = {} if kwargs.get("training") is None else {"training": kwargs["training"]}
-                outputs = _unroll(inner, flat, (*prefix, layer.name), passed, calls, names, is_known)
+                outputs = _unroll(inner, flat, (*prefix, layer.name), passed, calls, names, traced, is_known)
             tensors.update((id(symbolic), tensor) for symbolic, tensor in zip(node.outputs, outputs, strict=True))
     return [tensors[id(symbolic)] for symbolic in model.outputs]
 

@@ -22,11 +22,13 @@ from keras_rda.compression.walls import mixing, opaque, wall
 layers = keras.layers
 
 
-def flatten(model):
-    """The `FlatModel` of a model, with layers that have no rule read where they are made of layers; None if it has no
-    graph."""
+def flatten(model, trace=True):
+    """The `FlatModel` of a model; None if it has no graph. With `trace`, layers that have no rule are read where they
+    are made of layers."""
     functional = graph.as_functional(model)
-    return None if functional is None else graph.read(functional, lambda layer: _rule(layer) is not None)
+    if functional is None:
+        return None
+    return graph.read(functional, lambda layer: not trace or _rule(layer) is not None)
 
 
 def read(analysis, flat):
