@@ -86,7 +86,7 @@ def own_trainable_variables(layer):
 
 def own_variables(layer):
     """All variables of a layer without those of its sublayers, and without the states of random numbers."""
-    found = [*_private(layer, "_trainable_variables"), *_private(layer, "_non_trainable_variables")]
+    found = [*own_trainable_variables(layer), *_private(layer, "_non_trainable_variables")]
     return [variable for variable in found if "seed_generator" not in variable.path]
 
 

@@ -150,7 +150,9 @@ class MultiplyAdds:
 
     def limit(self, arrays, share):
         """Up to which number channels have to go; a channel goes with the largest entry of what reads it."""
-        values = self._values(arrays)
+        return self._limit(self._values(arrays), share)
+
+    def _limit(self, values, share):
         steps = np.unique(values)
         low, high = -1, len(steps) - 1  # with nothing gone; with all
         while high - low > 1:
@@ -166,9 +168,9 @@ class MultiplyAdds:
 
     def trim(self, magnitudes, target, exactly=False):
         """As `Zeros.trim`, of channels; always of all of them."""
-        now = self._gone(self._values(magnitudes) > 0)
-        limit = self.limit(magnitudes, target)
-        then = self._gone(self._values(magnitudes) > limit)
+        values = self._values(magnitudes)
+        limit = self._limit(values, target)
+        now, then = self._gone(values > 0), self._gone(values > limit)
         if not (now < then and then - now <= LARGEST_TRIM * (1 - target)):
             return None
         return limit, (then - now) / (1 - then)

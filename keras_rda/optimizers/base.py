@@ -150,10 +150,11 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         return self._own_penalties(variables, self._exclusions.from_penalty(variables))
 
     def _own_penalties(self, variables, excluded):
+        if self.penalty is None:
+            return [None] * len(variables)
         places = [i for i, variable in enumerate(variables) if kernels.is_kernel(variable) and i not in excluded]
-        own = self.penalty.for_variables([variables[i] for i in places]) if self.penalty is not None and places else []
-        found = dict(zip(places, own, strict=False))
-        return [found.get(i) for i in range(len(variables))]
+        own = dict(zip(places, self.penalty.for_variables([variables[i] for i in places]), strict=True))
+        return [own.get(i) for i in range(len(variables))]
 
     def penalizes(self, position):
         """Whether the variable at `position` of those the optimizer was built for has a penalty."""

@@ -35,11 +35,10 @@ class SharedGroups:
         """The `SharedPenalty` of each variable."""
         return [SharedPenalty(self, position) for position in range(len(self.variables))]
 
-    @property
-    def beyond(self):
-        """For each variable, an array that broadcasts to its shape: what is beyond any threshold where no group is."""
-        pairs = zip(self._groups, self._shapes, strict=True)
-        return [np.where(own == self.number, 1e30, 0.0).astype("float32").reshape(shape) for own, shape in pairs]
+    def beyond(self, member):
+        """What is beyond any threshold where a member's weights are in no group: an array that broadcasts to it."""
+        none = self._groups[member] == self.number
+        return np.where(none, 1e30, 0.0).astype("float32").reshape(self._shapes[member])
 
     @property
     def sizes(self):
@@ -147,7 +146,7 @@ def magnitudes(penalties, arrays):
     shared, ours = _shared(penalties, arrays)
     found = shared.magnitudes(ours) if shared else {}
     found = [
-        found[penalty.member] + shared.beyond[penalty.member] if penalty.shared else penalty.magnitude(array)
+        found[penalty.member] + shared.beyond(penalty.member) if penalty.shared else penalty.magnitude(array)
         for penalty, array in zip(penalties, arrays, strict=True)
     ]
     return [ops.broadcast_to(magnitude, array.shape) for magnitude, array in zip(found, arrays, strict=True)]
