@@ -1,6 +1,8 @@
 """What a target of `TargetSparsity` counts: zeros, or the multiply-adds that go with whole channels.
 
-Both are asked the same: which share of it is gone with the zeros of the kernels as they are, and up to which number the
+The bytes of a file are a third, `file_size`.
+
+All are asked the same: which share of it is gone with the zeros of the kernels as they are, and up to which number the
 entries of arrays, such as magnitudes, would have to become zero for a share to go.
 """
 
@@ -22,7 +24,31 @@ def together(scalars):
     return keras.ops.convert_to_numpy(keras.ops.stack(scalars))
 
 
-class Zeros:
+class Counted:
+    """What all of them are asked in one way."""
+
+    def followed(self, target, arrays):
+        """The share, as `share` counts it, that steering follows; the smallest entries of `arrays()` become zero."""
+        return target
+
+    def beyond(self, share, target):
+        """Whether the share is beyond the target before training has begun."""
+        return target + self.tolerance < share < 1  # at 1, where RDA begins, the first step forgets it
+
+    def met(self, share, target):
+        """Whether training that ends with the share has met the target."""
+        return abs(share - target) <= self.tolerance
+
+    def exact(self, share):
+        """The share of what a target is of, where `share` is what steering has measured."""
+        return share
+
+    def text(self, share):
+        """A share in messages, behind `name`."""
+        return str(round(float(share), 4))
+
+
+class Zeros(Counted):
     """σ of kernels.
 
     Args:
@@ -115,7 +141,43 @@ def trim_limit(magnitudes, target):
     return limit, missing / kept
 
 
-class MultiplyAdds:
+class Channels:
+    """The channels that `compress` removes with the zeros of kernels.
+
+    Args:
+        kernels: `Trained` of the kernels that become zero.
+        classes: The model's `compression.classes.Classes`.
+        variables: The model's variables.
+    """
+
+    def __init__(self, kernels, classes, variables):
+        self.number, ours = classes.number, [id(kernel.variable) for kernel in kernels]
+        reads = {id(kernel.variable): kernel.reads for kernel in classes.kernels if (kernel.reads >= 0).any()}
+        self._members = [(place, reads[key]) for place, key in enumerate(ours) if key in reads]
+        self._others = [
+            (variable, reads[id(variable)]) for variable in variables if id(variable) in reads.keys() - set(ours)
+        ]
+
+    def values(self, arrays):
+        """Array (classes,): the largest entry of what reads a class, of an array a kernel; infinite where a kernel that
+        is not steered does and is not zero there."""
+        if not self.number:
+            return np.zeros(0, "float32")
+        parts = [(keras.ops.cast(arrays[place], "float32"), reads) for place, reads in self._members]
+        parts += [
+            (keras.ops.where(keras.ops.equal(variable, 0), 0.0, np.inf), reads) for variable, reads in self._others
+        ]
+        entries = [
+            keras.ops.ravel(keras.ops.max(array, axis=[axis for axis, size in enumerate(reads.shape) if size == 1]))
+            for array, reads in parts
+        ]
+        numbers = np.concatenate([reads.ravel() for _, reads in parts])
+        numbers = np.where(numbers < 0, self.number, numbers).astype("int32")
+        values = keras.ops.segment_max(keras.ops.concatenate(entries), numbers, num_segments=self.number + 1)
+        return keras.ops.convert_to_numpy(values)[:-1]
+
+
+class MultiplyAdds(Counted):
     """The share of a model's multiply-adds that is gone after `compress`: a channel goes when all that reads it is
     zero.
 
@@ -128,12 +190,8 @@ class MultiplyAdds:
     name = "the share of multiply-adds that is gone"
 
     def __init__(self, kernels, classes, variables):
-        self._classes, ours = classes, [id(kernel.variable) for kernel in kernels]
-        reads = {id(kernel.variable): kernel.reads for kernel in classes.kernels if (kernel.reads >= 0).any()}
-        self._members = [(place, reads[key]) for place, key in enumerate(ours) if key in reads]
-        self._others = [
-            (variable, reads[id(variable)]) for variable in variables if id(variable) in reads.keys() - set(ours)
-        ]
+        self._classes = classes
+        self._values = Channels(kernels, classes, variables).values
         self._whole = classes.multiply_adds(np.ones(classes.number, bool))
         stays = self._values([np.zeros(kernel.variable.shape, "float32") for kernel in kernels]) > 0
         self.most = self._gone(stays)
@@ -177,19 +235,3 @@ class MultiplyAdds:
 
     def _gone(self, alive):
         return 1 - self._classes.multiply_adds(alive) / self._whole
-
-    def _values(self, arrays):
-        """Array (classes,): the largest entry of what reads a class; infinite where a kernel that is not steered does
-        and is not zero there."""
-        parts = [(keras.ops.cast(arrays[place], "float32"), reads) for place, reads in self._members]
-        parts += [
-            (keras.ops.where(keras.ops.equal(variable, 0), 0.0, np.inf), reads) for variable, reads in self._others
-        ]
-        entries = [
-            keras.ops.ravel(keras.ops.max(array, axis=[axis for axis, size in enumerate(reads.shape) if size == 1]))
-            for array, reads in parts
-        ]
-        numbers = np.concatenate([reads.ravel() for _, reads in parts])
-        numbers = np.where(numbers < 0, self._classes.number, numbers).astype("int32")
-        values = keras.ops.segment_max(keras.ops.concatenate(entries), numbers, num_segments=self._classes.number + 1)
-        return keras.ops.convert_to_numpy(values)[:-1]

@@ -116,26 +116,35 @@ class Steered:
     def steer(self, optimizer, schedule, measurement):
         """Set λ for the time until the next measurement."""
         recall, progress = optimizer.steering_memory.recall, measurement.progress
+        if progress <= schedule.begin:
+            self._remember(optimizer, self.measure(optimizer.sparse_weights))
+            return
+        strengths, limit = self.critical_strengths(optimizer), math.inf
+        target = self.counted.followed(self.target, lambda: strengths or self._magnitudes(optimizer))
         initial, ahead = recall(self.positions[0], "initial_sparsity"), progress + measurement.interval
-        wanted, limit = schedule.sparsity(ahead, initial, self.target), math.inf
-        if progress > schedule.begin and (strengths := self.critical_strengths(optimizer)) is not None:
+        if strengths is not None:
+            wanted = schedule.sparsity(ahead, initial, target)
             limit = self.counted.limit(strengths, wanted)
             if not optimizer.strength_in_state or progress >= schedule.end:
-                optimizer.steering_memory.remember(self.positions, measured_density=1 - wanted)
+                self._remember(optimizer, wanted)
                 self.set_strength(optimizer, limit)
                 return
         density, sigma = recall(self.positions[0], "measured_density"), self.measure(optimizer.sparse_weights)
-        optimizer.steering_memory.remember(self.positions, measured_density=1 - sigma)
-        if progress <= schedule.begin:
-            return
-        aim = with_margin(self.target)
+        self._remember(optimizer, sigma)
+        aim = with_margin(target)
         aim = schedule.sparsity(ahead, min(initial, aim), aim)
         factor = feedback(sigma, 1 - density if density else None, aim, measurement.gain)
-        if progress >= schedule.end and sigma > self.target:
-            limit = min(limit, self.return_limit(optimizer))
+        if progress >= schedule.end and sigma > target:
+            limit = min(limit, self.return_limit(optimizer, target))
         self.set_strength(optimizer, min(max(self.strength(optimizer), self.SMALLEST) * factor, limit))
         if progress >= schedule.end:
             self.trim(optimizer)
+
+    def _remember(self, optimizer, sigma):
+        optimizer.steering_memory.remember(self.positions, measured_density=1 - sigma)
+
+    def _magnitudes(self, optimizer):
+        return optimizer.magnitudes(self.kernels, [kernel.value for kernel in self.kernels])
 
     def critical_strengths(self, optimizer):
         """The λ from which on each weight is zero, an array a kernel; None where that depends on the steps to come."""
@@ -150,14 +159,14 @@ class Steered:
             for magnitude, (_, (_, step)) in zip(magnitudes, points, strict=True)
         ]
 
-    def return_limit(self, optimizer):
-        """The λ at which the zeros beyond the target come back with the next step; infinite where nothing tells."""
+    def return_limit(self, optimizer, target):
+        """The λ at which zeros beyond the target share come back with the next step; infinite where nothing tells."""
         strengths = optimizer.return_strengths(self.kernels)
         if strengths is None:
             return math.inf
         zeros = [keras.ops.equal(kernel.value, 0) for kernel in self.kernels]
         strengths = [keras.ops.where(*pair, self.LARGEST) for pair in zip(zeros, strengths, strict=True)]
-        return self.counted.limit(strengths, self.target)
+        return self.counted.limit(strengths, target)
 
     def strength(self, optimizer):
         """λ of these kernels now."""
@@ -181,7 +190,7 @@ class Steered:
         Returns:
             How many these were relative to those that are kept; in a large network, unless `exactly`, by a sample.
         """
-        magnitudes = optimizer.magnitudes(self.kernels, [kernel.value for kernel in self.kernels])
+        magnitudes = self._magnitudes(optimizer)
         found = self.counted.trim(magnitudes, self.target, exactly)
         if found is None:
             return 0.0

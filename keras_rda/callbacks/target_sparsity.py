@@ -9,12 +9,14 @@ import keras
 import numpy as np
 
 from keras_rda import _keras, compression
-from keras_rda.callbacks import steering
+from keras_rda.callbacks import file_size, steering
 from keras_rda.callbacks.counted import TOLERANCE, MultiplyAdds
 from keras_rda.checks import check_number, is_number, is_positive_integer
 from keras_rda.compression import classes, graph
+from keras_rda.litert import exporting
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 from keras_rda.penalties import L1
+from keras_rda.types import Quantization
 
 
 class _Judge(keras.callbacks.Callback):
@@ -52,9 +54,9 @@ class TargetSparsity(keras.callbacks.Callback):
     an earlier, denser epoch (`EarlyStopping`, `ModelCheckpoint`, `SwapEMAWeights`).
 
     Args:
-        target: σ over the penalised kernels at the end, a number above 0 and below 1; or a dict from whole names in
-            kernels' paths to targets that each such kernel gets by itself, `{"conv2d_3": 0.98, "dense": 0.5}`; of
-            several that fit the longest counts. Other kernels keep λ as given.
+        target: σ over the penalised kernels at the end, or another share that `of` names, a number above 0 and below
+            1; or a dict from whole names in kernels' paths to targets that each such kernel gets by itself,
+            `{"conv2d_3": 0.98, "dense": 0.5}`; of several that fit the longest counts. Other kernels keep λ as given.
         per_layer: True steers every penalised kernel to `target` by itself. False, the default, lets one λ decide
             where the zeros are.
         begin: Share of training at which σ starts to rise, from 0 to below `end`. Defaults to 0.
@@ -64,7 +66,12 @@ class TargetSparsity(keras.callbacks.Callback):
             it would not be measured sixty times while it rises.
         of: What `target` is a share of: `"zeros"`, of the kernels' weights; or `"multiply_adds"`, of those that the
             model needs for one sample: with 0.3, `compress` leaves 0.7 of them. For a penalty by which whole channels
-            go: `GroupL1(…, groups="channels", layout=model)`, or `groups="inputs"`.
+            go: `GroupL1(…, groups="channels", layout=model)`, or `groups="inputs"`. Or `"bytes"`, of the LiteRT file
+            that `export` writes: with 0.9 it has a tenth of the dense one's. Then `target` can be the bytes that the
+            file may have too, a whole number or a text such as `"256 kB"` (1,000 bytes; `"256 KiB"`: 1,024 each), and
+            training ends with a file that has them or up to 2 % fewer. Some twenty files are written while training,
+            each in a second for a small network; on JAX and torch TensorFlow has to start for each.
+        quantize: With `of="bytes"`, the quantisation of the file, as for `export`.
 
     Raises:
         TypeError: an argument is of a wrong type; when training begins, the optimizer has no λ to steer, its penalty no
@@ -86,17 +93,27 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def __init__(
         self,
-        target: float | Mapping[str, float],
+        target: float | str | Mapping[str, float],
         per_layer: bool = False,
         begin: float = 0.0,
         end: float = 0.75,
         interval: int | None = None,
-        of: Literal["zeros", "multiply_adds"] = "zeros",
+        of: Literal["zeros", "multiply_adds", "bytes"] = "zeros",
+        quantize: Quantization | None = None,
     ) -> None:
         super().__init__()
-        targets = [target]
+        if of not in (choices := ("zeros", "multiply_adds", "bytes")):
+            raise ValueError(f"TargetSparsity: of must be one of {choices}; received {of!r}.")
+        if quantize not in (None, "float16", "dynamic", "int8") or (quantize is not None and of != "bytes"):
+            raise ValueError(
+                'TargetSparsity: quantize goes with of="bytes", and is None, "float16", "dynamic" or "int8"; received '
+                f"quantize={quantize!r} with of={of!r}."
+            )
+        targets, self._asked = [target], None
         if isinstance(target, Mapping) and target:
             targets = [value if isinstance(name, str) else None for name, value in target.items()]
+        if of == "bytes" and (isinstance(target, str) or is_positive_integer(target)):
+            self._asked, targets = file_size.parse(target), []
         for value in targets:
             if not is_number(value):
                 raise TypeError(
@@ -122,14 +139,12 @@ class TargetSparsity(keras.callbacks.Callback):
             raise ValueError(
                 f"TargetSparsity: interval must be a positive whole number of updates; received {interval!r}."
             )
-        if of not in ("zeros", "multiply_adds"):
-            raise ValueError(f'TargetSparsity: of must be "zeros" or "multiply_adds"; received {of!r}.')
         if of != "zeros" and (per_layer or isinstance(target, Mapping)):
             raise ValueError(
                 f"TargetSparsity(of={of!r}) goes with one target for the whole model: a number, without per_layer."
             )
         self.target, self.per_layer, self.begin, self.end, self.interval = target, per_layer, begin, end, interval
-        self.of = of
+        self.of, self.quantize = of, quantize
         self._schedule = steering.Schedule(begin, end)
 
     def on_train_begin(self, logs=None):
@@ -265,32 +280,34 @@ class TargetSparsity(keras.callbacks.Callback):
             stopped = usual if self._position < self._batches else ""
             usual = f"{stopped} {advice}".strip() if advice else usual
         for group in self._groups:
-            advice, what = usual, group.counted.name
+            advice, counted, target = usual, group.counted, group.target
             share = group.measure(lambda kernels: [kernel.value for kernel in kernels])
+            share, steered = counted.exact(share), share
             if self.of == "multiply_adds":
-                steered, (before, after) = share, compression.multiply_adds(self.model)
-                share = 1 - after / before  # exactly
-                if abs(steered - group.target) <= group.counted.tolerance:
+                before, after = compression.multiply_adds(self.model)
+                share = 1 - after / before
+                if counted.met(steered, target):
                     advice = (
                         "compress() also removes channels that only dead ones read. Choose a penalty by which whole "
                         'channels go, such as GroupL1(…, groups="channels", layout=model).'
                     )
             optimizer.steering_memory.forget(group.positions)
-            if abs(share - group.target) > group.counted.tolerance:
+            if not counted.met(share, target):
                 strength = group.strength(optimizer)
                 if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it
                     advice = (
                         "No λ makes more weights zero: are the learning rate and the gradients above zero, and finite?"
                     )
                 warnings.warn(
-                    f"TargetSparsity: {group.name} ended at {what} = {share:.4f}, not at {group.target}; λ is "
-                    f"{strength:g}. {advice}",
+                    f"TargetSparsity: {group.name} ended at {counted.name} = {counted.text(share)}, not at "
+                    f"{counted.text(target)}; λ is {strength:g}. {advice}",
                     stacklevel=2,
                 )
             elif group.trimmed > self.NOTABLE_TRIM:
                 warnings.warn(
-                    f"TargetSparsity: {group.name} reached {what} = {group.target} only after the last batch, when "
-                    f"zeroing {100 * group.trimmed:.0f} % more weights than it keeps may have cost accuracy. {advice}",
+                    f"TargetSparsity: {group.name} reached {counted.name} = {counted.text(target)} only after the last "
+                    f"batch, when zeroing {100 * group.trimmed:.0f} % more weights than it keeps may have cost "
+                    f"accuracy. {advice}",
                     stacklevel=2,
                 )
 
@@ -330,6 +347,8 @@ class TargetSparsity(keras.callbacks.Callback):
         """What is counted, where it is not zeros."""
         if self.of == "zeros":
             return None
+        if self.of == "bytes":
+            return self._file_bytes(penalized)
         penalty = inner_optimizer(self.model).penalty
         if isinstance(penalty, L1) or getattr(penalty, "groups", None) == "outputs":
             raise ValueError(
@@ -360,28 +379,39 @@ class TargetSparsity(keras.callbacks.Callback):
         penalized = [own for own in optimizer.trained if own.penalty is not None and id(own.variable) in trained]
         if not penalized:
             raise ValueError("TargetSparsity has nothing to steer: the optimizer penalises no variable of the model.")
-        groups = steering.groups(penalized, self.target, self.per_layer, self._counted(penalized))
+        counted = self._counted(penalized)
+        target = counted.target if self.of == "bytes" else self.target
+        groups = steering.groups(penalized, target, self.per_layer, counted)
         for group in groups:
-            counted = group.counted
-            if group.target > counted.most:
+            counted, target = group.counted, group.target
+            if target > counted.most:
                 raise ValueError(
-                    f"TargetSparsity: {group.name} cannot end at {counted.name} = {group.target}: at most it is "
-                    f"{counted.most:.4f}, when all channels have gone that can. Choose a target below that."
+                    f"TargetSparsity: {group.name} cannot end at {counted.name} = {counted.text(target)}: it can get "
+                    f"to {counted.text(counted.most)}, when all has gone that can. Choose a target before that."
                 )
-            nearest = counted.nearest(group.target)
-            if abs(nearest - group.target) > TOLERANCE:
+            nearest = counted.nearest(target)
+            if abs(nearest - target) > TOLERANCE:
                 choice = f"the nearest σ is {nearest:.4f}. Choose that" if 0 < nearest < 1 else "no σ can be chosen"
                 raise ValueError(
-                    f"TargetSparsity: {group.name} cannot end at σ = {group.target}: it has {counted.units} weights or "
+                    f"TargetSparsity: {group.name} cannot end at σ = {target}: it has {counted.units} weights or "
                     f"groups that become zero together, so {choice}, or fewer targets of their own, or a larger "
                     "network."
                 )
             now = group.measure(optimizer.sparse_weights)
-            # At σ = 1, where RDA begins, the first step forgets it; resumed steering may be above for a moment.
-            if group.begun(optimizer) is None and group.target + counted.tolerance < now < 1:
+            # Resumed steering may be beyond for a moment.
+            if group.begun(optimizer) is None and counted.beyond(now, target):
                 raise ValueError(
-                    f"TargetSparsity: the target {group.target} of {group.name} is below what it has, {counted.name} = "
-                    f"{now:.4f}, and steering does not bring weights back. Choose a target above it, or train from "
-                    "dense weights."
+                    f"TargetSparsity: {group.name} is beyond the target {counted.text(target)} before it trains, with "
+                    f"{counted.name} = {counted.text(counted.exact(now))}, and steering does not bring weights back. "
+                    "Choose a target beyond that, or train from dense weights."
                 )
         return groups
+
+    def _file_bytes(self, penalized):
+        """The bytes of the file, counted."""
+        try:
+            model = exporting.checked(self.model)
+            found = classes.read(model)
+            return file_size.FileBytes(penalized, model, found, self.quantize, self._asked or self.target)
+        except (ValueError, RuntimeError) as error:
+            raise type(error)(f'TargetSparsity(of="bytes") writes files to see their size. {error}') from error

@@ -101,7 +101,7 @@ def export(
     """
     path = pathlib.Path(path)
     check_path(path)
-    model = _checked(model, input_shapes)
+    model = checked(model, input_shapes)
     if quantize not in convert.QUANTIZATIONS:
         names = ", ".join(map(repr, convert.QUANTIZATIONS))
         raise ValueError(f"quantize must be one of {names}; received {quantize!r}.")
@@ -282,7 +282,7 @@ def check_path(path, ending=".tflite", argument="path"):
         raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
 
 
-def _checked(model, input_shapes):
+def checked(model, input_shapes=None):
     """The model on inputs of these shapes, if it can be exported."""
     _keras.check_model("export", model)
     if not getattr(model, "inputs", None):

@@ -35,6 +35,15 @@ def export(model, path, data, **arguments):
         samples = feeds.given(model, data, arguments["batch_size"])
         arrays = [np.concatenate([sample[name] for sample in samples]) for name in samples[0]]
         data = keras.tree.pack_sequence_as(structure, arrays)
+    return _run("export", model, {"path": os.fspath(path), "representative_data": data, **arguments})
+
+
+def file_bytes(model, **arguments):
+    """What `sizes.file_bytes` finds in a process of TensorFlow's; errors as for `export`."""
+    return _run("file_bytes", model, arguments)
+
+
+def _run(function, model, arguments):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         with warnings.catch_warnings():
@@ -45,7 +54,7 @@ def export(model, path, data, **arguments):
         modules = sorted({getattr(each, "__module__", "__main__") for each in own} - {"__main__"})
         kinds = {type(layer) for layer in _keras.flat_layers(model)}
         names = sorted({kind.__name__ for kind in kinds if not kind.__module__.startswith("keras.")})
-        job = {"own": names, "path": os.fspath(path), "data": data, "modules": modules, "arguments": arguments}
+        job = {"own": names, "modules": modules, "function": function, "arguments": arguments}
         (folder / JOB).write_bytes(pickle.dumps(job))
         environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "PYTHONPATH": os.pathsep.join(sys.path)}
         child = subprocess.run(
@@ -57,22 +66,23 @@ def export(model, path, data, **arguments):
                 f"export() runs TensorFlow in a process of its own, as Keras computes with {keras.backend.backend()} "
                 f"here; that process ended with status {child.returncode}: {one_line(words[-1] if words else '')}"
             )
-        report, error, caught = pickle.loads((folder / RESULT).read_bytes())
+        result, error, caught = pickle.loads((folder / RESULT).read_bytes())
     for category, message in caught:
-        warnings.warn(message, category, stacklevel=3)
+        warnings.warn(message, category, stacklevel=4)
     if error is not None:
         raise error
-    return report
+    return result
 
 
 def main(folder):
     from keras_rda.litert.exporting import export
+    from keras_rda.litert.sizes import file_bytes
 
     job = pickle.loads((folder / JOB).read_bytes())
     for name in job["modules"]:
         with contextlib.suppress(Exception):  # loading the model tells what is missing
             importlib.import_module(name)
-    report = error = None
+    result = error = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -86,12 +96,12 @@ def main(folder):
             )
         else:
             try:
-                report = export(model, job["path"], representative_data=job["data"], **job["arguments"])
+                result = {"export": export, "file_bytes": file_bytes}[job["function"]](model, **job["arguments"])
             except Exception as failure:
                 error = _picklable(failure)
     ours = [(each.category, str(each.message)) for each in caught if issubclass(each.category, UserWarning)]
     unfinished = folder / f"{RESULT}.unfinished"
-    unfinished.write_bytes(pickle.dumps((report, error, ours)))
+    unfinished.write_bytes(pickle.dumps((result, error, ours)))
     unfinished.rename(folder / RESULT)
 
 

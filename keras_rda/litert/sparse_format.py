@@ -32,7 +32,25 @@ def smallest(array):
     units = [axis for axis, size in enumerate(array.shape) if size == 1]
     if not wide:
         return array.nbytes, tuple(units), tuple(False for _ in units)
-    counts = _prefixes(array, wide)
+    size, order, compressed = _cheapest(array.shape, wide, array.itemsize, _prefixes(array, wide))
+    return size, (*units, *order), (*(False for _ in units), *compressed)
+
+
+def expected(shape, nonzero, itemsize):
+    """The bytes of `smallest` for an array in which `nonzero` entries are anywhere."""
+    wide, total = [axis for axis, size in enumerate(shape) if size > 1], math.prod(shape)
+    if not wide:
+        return total * itemsize
+    counts = {}
+    for length in range(1, len(wide) + 1):
+        for axes in itertools.combinations(wide, length):
+            number = math.prod(shape[axis] for axis in axes)
+            counts[frozenset(axes)] = round(number * (1 - (1 - nonzero / total) ** (total / number)))
+    return _cheapest(shape, wide, itemsize, counts)[0]
+
+
+def _cheapest(shape, wide, itemsize, counts):
+    """Bytes, order of the axes `wide`, and which of them are compressed, where `counts` is as of `_prefixes`."""
     best = math.inf, None, None
     for order in itertools.permutations(wide):
         for compressed in itertools.product((False, True), repeat=len(order)):
@@ -40,13 +58,13 @@ def smallest(array):
             for level, axis in enumerate(order):
                 if compressed[level]:
                     below = counts[frozenset(order[: level + 1])]
-                    size += (entries + 1) * _width(below) + below * _width(array.shape[axis] - 1)
+                    size += (entries + 1) * _width(below) + below * _width(shape[axis] - 1)
                     entries = below
                 else:
-                    entries *= array.shape[axis]
-            size += entries * array.itemsize
+                    entries *= shape[axis]
+            size += entries * itemsize
             if any(compressed) and size < best[0]:
-                best = size, (*units, *order), (*(False for _ in units), *compressed)
+                best = size, order, compressed
     return best
 
 
