@@ -181,6 +181,9 @@ runpy.run_module("accuracy", run_name="__main__")
         pytest.param("l1_threshold", 8, 0.9, marks=pytest.mark.every),
         pytest.param("fine_tuning", 48, 0.9, marks=pytest.mark.every),
         pytest.param("channels", 48, 0.65, marks=pytest.mark.every),
+        ("channels_together", 24, 0.5),
+        pytest.param("channels_by_cost", 24, 0.5, marks=pytest.mark.every),
+        pytest.param("channels_by_kernel", 24, 0.5, marks=pytest.mark.every),
     ],
 )
 def test_a_cell_on_jax(method, epochs, sparsity, monkeypatch):
@@ -189,7 +192,11 @@ def test_a_cell_on_jax(method, epochs, sparsity, monkeypatch):
     cell = data.make_cell("digits", method, sparsity, 0, epochs, data_dir=None, threads=None, backend=BACKEND)
     line = training.train(cell)
     assert line["backend"] == "jax"
-    assert line["sigma"] == pytest.approx(sparsity, abs=0.005)
+    if method in data.MULTIPLY_ADDS:
+        before, after = line["multiply_adds"]
+        assert after / before == pytest.approx(1 - sparsity, abs=0.01)
+    else:
+        assert line["sigma"] == pytest.approx(sparsity, abs=0.005)
     assert line["top1"] > 0.8
     assert line["train_top1"] > 0.8
     assert ("dense_top1" in line) == (method in ("fine_tuning", "channels"))
@@ -278,10 +285,13 @@ def test_links_between_pages(page):
 def test_structured(tmp_path):
     results = tmp_path / "results.jsonl"
     arguments = ("--task", "digits", "--seed", 0, "--epochs", 48, "--results", results, "--output", tmp_path)
-    output = run("benchmarks/structured.py", *arguments).stdout
+    methods = ("recipe", "channels", "channels_by_kernel")
+    output = run("benchmarks/structured.py", *arguments, "--method", *methods).stdout
     assert re.search(r"│ channels │ +[\d.]+ │", output)
     lines = {line["method"]: line for line in map(json.loads, results.read_text().splitlines())}
-    assert list(lines) == ["dense", "recipe", "channels"]
+    assert list(lines) == ["dense", *methods]
+    dense, by_kernel = (lines[method]["multiply_adds"] for method in ("dense", "channels_by_kernel"))
+    assert by_kernel / dense == pytest.approx(0.667, abs=0.01)
     assert lines["recipe"]["sigma"] == pytest.approx(0.95, abs=0.005)
     assert lines["channels"]["parameters"] < 0.5 * lines["dense"]["parameters"]
     assert lines["channels"]["milliseconds"] < lines["dense"]["milliseconds"]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from accuracy_networks import convolutions, residual, resnet18, wide
+from accuracy_networks import convolutions, mobilenet_v2, residual, resnet18, squeeze_and_excite, wide
 
 import keras_rda.datasets
 
@@ -19,16 +19,18 @@ from examples.paper.results import COMPARED as KEY
 
 METHODS = (
     *("dense", "recipe", "tfmot", "gmp", "rigl", "acdc", "l1_threshold", "fine_tuning", "channels"),
+    *("channels_together", "channels_by_cost", "channels_by_kernel"),
     *("sda", "rda", "mrda", "mrda_cosine", "prox_sgd", "sqrt_prox_sgd", "prox_sgd_momentum", "rmda", "ftrl"),
 )
 DTYPES = ("float32", "mixed_bfloat16")
 DENSE = {"dense", "sda", "ftrl"}  # no target: σ is what it is
+MULTIPLY_ADDS = {"channels_together", "channels_by_cost", "channels_by_kernel"}  # the target is a share of these
 MACHINE = f"{os.cpu_count()} × {platform.machine()}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training run: `sparsity` is the wanted σ of the kernels, 0 for dense training.
+    """One training run: `sparsity` is the wanted σ of the kernels, or share of multiply-adds, 0 for dense training.
 
     `threads` are TensorFlow's, None for all. `model` is a file to save to; `dense` one of the same cell's dense
     training, which is then not done again.
@@ -90,6 +92,8 @@ TASKS = {
     "fashion_mnist_residual": Task("fashion_mnist", (28, 28, 1), residual, 10, augmented=False, weight_decay=1e-3),
     "cifar10": Task("cifar10", (32, 32, 3), residual, 10, True, recipe=Recipe(2.0, 1e-3, 0.9)),
     "cifar10_resnet18": Task("cifar10", (32, 32, 3), resnet18, 120, augmented=True),
+    "cifar10_mobilenet_v2": Task("cifar10", (32, 32, 3), mobilenet_v2, 10, augmented=True),
+    "cifar10_squeeze_and_excite": Task("cifar10", (32, 32, 3), squeeze_and_excite, 10, augmented=True),
     "cifar10_plain": Task("cifar10", (32, 32, 3), wide, 10, augmented=True),
 }
 BATCH_SIZE = 128

@@ -35,6 +35,9 @@ def optimizer_for(method, task, steps, model):
         weight_decay = task.weight_decay if weight_decay is None else weight_decay
         return keras_rda.XRDA(schedules.CosineDecay(rate, steps), penalty, weight_decay=weight_decay)
 
+    def channels(**groups):
+        return recipe(1.0, keras_rda.GroupL1(1e-6, layout=model, **groups))
+
     makers = {
         "dense": lambda: sgd(task, steps),
         "gmp": lambda: sgd(task, steps, kind=opponents.MaskedSGD),
@@ -43,6 +46,9 @@ def optimizer_for(method, task, steps, model):
         "recipe": lambda: recipe(task.recipe.learning_rate, weight_decay=task.recipe.weight_decay),
         "fine_tuning": lambda: recipe(0.5),
         "channels": lambda: recipe(0.3, keras_rda.GroupL1(1e-6, layout=model)),
+        "channels_together": lambda: channels(groups="channels"),
+        "channels_by_cost": lambda: channels(groups="channels", weights="multiply_adds"),
+        "channels_by_kernel": channels,
         "sda": lambda: keras_rda.SDA(1.0),
         "rda": lambda: keras_rda.RDA(1.0),
         "mrda": lambda: keras_rda.MRDA(1.0),
@@ -161,7 +167,8 @@ def train(cell, watching=()):
         if cell.method in opponents.OPPONENTS:
             callbacks = [opponents.OPPONENTS[cell.method](cell.sparsity)]
         elif cell.method not in data.DENSE:
-            callbacks = [keras_rda.TargetSparsity(cell.sparsity, end=end, interval=interval)]
+            of = "multiply_adds" if cell.method in data.MULTIPLY_ADDS else "zeros"
+            callbacks = [keras_rda.TargetSparsity(cell.sparsity, end=end, interval=interval, of=of)]
         if cell.method == "acdc" or not callbacks:
             interval = None  # nothing acts within an epoch
         train_top1 = fit(model, optimizer, range(epochs), callbacks, interval)
@@ -172,8 +179,10 @@ def train(cell, watching=()):
             rest = tuning - epochs
             train_top1 = fit(model, sgd(task, trainer.steps * rest), range(rest))
     sigma = keras_rda.sparsity(model, kernels_only=True)
-    if cell.method == "channels":  # σ counts what is removed now
-        model = keras_rda.compress(model)
+    if cell.method == "channels" or cell.method in data.MULTIPLY_ADDS:  # σ counts what is removed now
+        model, report = keras_rda.compress(model, report=True)
+        also["multiply_adds"] = report.total("multiply_adds")
+    if cell.method == "channels":
         train_top1 = fit(model, sgd(task, trainer.steps * cell.epochs, 0.5), range(cell.epochs))
     seconds = time.perf_counter() - start
     if cell.model:

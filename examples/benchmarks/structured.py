@@ -1,11 +1,12 @@
 """Scattered zeros beside whole channels: top-1, σ, bytes and milliseconds of the files that both end in.
 
     python examples/benchmarks/structured.py --data-dir DIR
+    python examples/benchmarks/structured.py --task cifar10 --method dense channels_together --data-dir DIR
     python examples/benchmarks/structured.py --task digits --seed 0      # to try it
 
-Trains a plain convolutional network dense, with the recipe (scattered zeros), and by `channels` (`GroupL1`: whole input
-channels; see accuracy.py); then `compress`, `export`, and the latency of the files in turns. Trained models are kept in
-`--output`, so a run that was killed goes on.
+Trains a network dense, with the recipe (scattered zeros), and by `channels` (`GroupL1`: whole input channels; see
+accuracy.py, also for the other methods); then `compress`, `export`, and the latency of the files in turns. Trained
+models are kept in `--output`, so a run that was killed goes on.
 """
 
 import argparse
@@ -28,12 +29,14 @@ from rich.table import Table
 
 import keras_rda
 
-ROUTES = {"dense": 0.0, "recipe": 0.95, "channels": 0.65}  # wanted σ of the kernels
+# Wanted σ of the kernels; of the last ones, the share of multiply-adds that is to go.
+ROUTES = {"dense": 0.0, "recipe": 0.95, "channels": 0.65} | dict.fromkeys(sorted(data.MULTIPLY_ADDS), 0.333)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=data.TASKS, default="cifar10_plain")
+    parser.add_argument("--method", nargs="+", choices=ROUTES, default=["recipe", "channels"], help="beside dense")
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="default: of the task")
     parser.add_argument("--data-dir", help="prepared tensorflow-datasets directory; default: download to the usual one")
@@ -47,9 +50,9 @@ def main():
     cells = []
     for seed in arguments.seed:
         dense = None
-        for method, sparsity in ROUTES.items():
+        for method in ("dense", *(method for method in ROUTES if method in arguments.method and method != "dense")):
             places = {"data_dir": arguments.data_dir, "threads": 1}
-            cell = data.make_cell(arguments.task, method, sparsity, seed, arguments.epochs, **places)
+            cell = data.make_cell(arguments.task, method, ROUTES[method], seed, arguments.epochs, **places)
             model = str(arguments.output / ("-".join(map(str, cell.key())) + ".keras"))
             cells.append(dataclasses.replace(cell, model=model, dense=dense))
             dense = dense or model
@@ -87,6 +90,7 @@ def exported(cell, x_test, y_test):
         "top1": data.top1(np.concatenate(logits), y_test),
         "sigma": float(sigma),
         "parameters": model.count_params(),
+        "multiply_adds": keras_rda.compress(model, report=True)[1].total("multiply_adds")[1],
         "bytes": file.stat().st_size,
     }
 
@@ -94,7 +98,8 @@ def exported(cell, x_test, y_test):
 def table(lines):
     """A row a route: means over the seeds, and the standard deviation of what each seed's file has against dense."""
     shown = Table("route", title=f"{lines[0]['task']}, {lines[0]['epochs']} epochs; top-1 of the LiteRT files")
-    for name in ("top-1, %", "lost, points", "σ, kernels", "parameters", "bytes", "ms", "time / dense", "seeds"):
+    figures = ("parameters", "multiply-adds / dense", "bytes", "ms", "time / dense", "seeds")
+    for name in ("top-1, %", "lost, points", "σ, kernels", *figures):
         shown.add_column(name, justify="right")
     dense = {line["seed"]: line for line in lines if line["method"] == "dense"}
 
@@ -103,7 +108,7 @@ def table(lines):
         deviation = f" ± {statistics.stdev(values):{format}}" if len(values) > 1 else ""
         return f"{statistics.mean(values):{format}}{deviation}"
 
-    for method in ROUTES:
+    for method in dict.fromkeys(line["method"] for line in lines):
         rows = [line for line in lines if line["method"] == method]
         shown.add_row(
             method,
@@ -111,6 +116,7 @@ def table(lines):
             mean((100 * (dense[row["seed"]]["top1"] - row["top1"]) for row in rows), ".2f"),
             f"{statistics.mean(row['sigma'] for row in rows):.4f}",
             f"{statistics.mean(row['parameters'] for row in rows):,.0f}",
+            mean((row["multiply_adds"] / dense[row["seed"]]["multiply_adds"] for row in rows), ".3f"),
             f"{statistics.mean(row['bytes'] for row in rows):,.0f}",
             f"{statistics.mean(row['milliseconds'] for row in rows):.3f}",
             mean((row["milliseconds"] / dense[row["seed"]]["milliseconds"] for row in rows), ".3f"),
