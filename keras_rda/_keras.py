@@ -95,6 +95,13 @@ def sublayers(layer):
     return list(_private(layer, "_layers"))
 
 
+def as_base(layer, base):
+    """All that a layer has, as an object of `base`, a class that the layer's is derived from."""
+    plain = object.__new__(base)  # without Keras' own __new__, which remembers arguments
+    vars(plain).update(vars(layer))
+    return plain
+
+
 @contextlib.contextmanager
 def shapes_by_call(layer):
     """Let the layers within `layer` that override `call`, but not what tells the shape of its result, tell it by
@@ -128,12 +135,39 @@ def nodes_restored(layer):
             each._inbound_nodes, each._outbound_nodes = inbound, outbound
 
 
+def untold(model):
+    """A layer in a functional model's graph which itself tells another number of outputs than it has there; None if
+    there is none."""
+    for nodes in levels(model):
+        for node in nodes:
+            if node.is_input:
+                continue
+            with contextlib.suppress(Exception):  # a layer that tells nothing is asked again when a model is built
+                told = node.operation.compute_output_spec(*node.arguments.args, **node.arguments.kwargs)
+                if len(keras.tree.flatten(told)) != len(node.outputs):
+                    return node.operation
+    return None
+
+
 def arguments_of_nodes(model):
     """All that the calls of a functional model's graph are given, structures flattened."""
     for nodes in levels(model):
         for node in nodes:
             if not node.is_input:
                 yield from keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+
+
+def free_reshapes(model, batch_size):
+    """Let `keras.ops.reshape` in a functional model's graph find out the size of the batch, which is `batch_size` in
+    the graph: shapes that were made with `keras.ops.shape` have it there, and None would not compute."""
+    for nodes in levels(model):
+        for node in nodes:
+            if getattr(node.operation, "newshape", None) is None:
+                continue
+            shapes = [tuple(tensor.shape) for tensor in (*node.input_tensors, *node.outputs)]
+            if all(shape and shape[0] == batch_size and None not in shape[1:] for shape in shapes):
+                shape = (-1, *shapes[-1][1:])
+                node.operation.newshape = _private(node.operation, "_auto_config").config["newshape"] = shape
 
 
 def has_mask(tensor):

@@ -227,11 +227,11 @@ def test_what_makes_a_mask_keeps_it():
 
 
 class Causal(layers.Layer):
-    """Multiplies with a mask that is made for the size of the batch."""
+    """Multiplies with a mask that is made for the size of the batch; `shaped` names what else is."""
 
-    def __init__(self, repeats, **kwargs):
+    def __init__(self, shaped=None, **kwargs):
         super().__init__(**kwargs)
-        self.block, self.repeats = Block(), repeats
+        self.block, self.shaped = Block(), shaped
 
     def build(self, shape):
         self.block.build(shape)
@@ -242,19 +242,25 @@ class Causal(layers.Layer):
     def call(self, x):
         batch, length = keras.ops.shape(x)[:2]
         mask = np.tril(np.ones((batch, length, 1), "float32"))
-        if self.repeats:
+        if self.shaped == "reshape":
             x = keras.ops.reshape(x, (batch, length, -1))
+        if self.shaped == "broadcast":
+            x = keras.ops.broadcast_to(x, (batch, length, 4))
         return self.block(x) * mask
 
 
 def test_what_is_made_for_the_size_of_a_batch():
-    """A mask for one does for all; a shape does not."""
-    model = network(Causal(False, name="causal"))
-    gone = kill_hidden(model)
-    smaller = keras_rda.compress(model)
-    assert_same_outputs(model, smaller)
-    assert smaller.count_params() == model.count_params() - 9 * gone
-    model = network(Causal(True, name="causal"))
+    """A mask for one does for all, and `reshape` finds out the size; other shapes do not."""
+    for shaped in (None, "reshape"):
+        model = network(Causal(shaped, name="causal"))
+        gone = kill_hidden(model)
+        smaller = keras_rda.compress(model)
+        assert_same_outputs(model, smaller)
+        assert smaller.count_params() == model.count_params() - 9 * gone
+        again = keras.models.model_from_json(smaller.to_json())
+        again.set_weights(smaller.get_weights())
+        assert_same_outputs(smaller, again)
+    model = network(Causal("broadcast", name="causal"))
     kill_hidden(model)
     smaller = keras_rda.compress(model)
     assert_same_outputs(model, smaller)
@@ -263,7 +269,7 @@ def test_what_is_made_for_the_size_of_a_batch():
 
 def test_sizes_that_are_not_known_may_be_fixed():
     sequence = keras.Input((None, 4))
-    inner = keras.Model(sequence, Causal(False, name="causal")(sequence))
+    inner = keras.Model(sequence, Causal(name="causal")(sequence))
     report = keras_rda.compress(inner, report=True)[1]
     assert any("call the model on an Input of fixed size" in note for note in report.notes)
     inputs = keras.Input((6, 4))
@@ -375,25 +381,36 @@ class Uncopied(layers.Layer):
         super().__init__(name="uncopied")
         self.factor = factor
 
-    def call(self, x):
-        return self.factor * x
+    def call(self, x, y=0.0):
+        return self.factor * x + y
 
 
 class Around(layers.Layer):
-    def __init__(self, **kwargs):
+    def __init__(self, pair=False, **kwargs):
         super().__init__(**kwargs)
-        self.uncopied, self.block = Uncopied(0.5), Block()
+        self.pair, self.uncopied, self.block = pair, Uncopied(0.5), Block()
 
     def build(self, shape):
         self.block.build(shape)
 
     def call(self, x):
-        return self.block(self.uncopied(x))
+        return self.block(self.uncopied(x, x) if self.pair else self.uncopied(x))
+
+
+def test_layers_of_one_name_that_cannot_be_made_anew():
+    """As in KerasHub's networks: each layer has a `drop_path` that is an `Identity` without configuration."""
+    model = network(Around(name="one"), layers.Dense(4), Around(name="two"))
+    gone = kill_hidden(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params() - 9 * gone
+    assert "Uncopied 'two_uncopied': used by both models; " in "".join(report.notes)
 
 
 def test_what_cannot_be_built_anew_stays_whole():
-    """Two layers of one name, both in layers made of layers."""
-    model = network(Around(name="one"), layers.Dense(8, name="hidden"), layers.Dense(4), Around(name="two"))
+    """Two layers of one name, both in layers made of layers, that take two tensors."""
+    around = [Around(pair=True, name=name) for name in ("one", "two")]
+    model = network(around[0], layers.Dense(8, name="hidden"), layers.Dense(4), around[1])
     kill_hidden(model)
     smaller, report = keras_rda.compress(model, report=True)
     assert_same_outputs(model, smaller)
@@ -405,3 +422,62 @@ def test_what_cannot_be_built_anew_stays_whole():
     smaller, report = keras_rda.compress(alone, report=True)
     assert_same_outputs(alone, smaller)
     assert smaller.count_params() == alone.count_params() - 9 * gone
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class CachedAttention(layers.MultiHeadAttention):
+    """As KerasHub's: takes a cache, or is what it is derived from."""
+
+    def compute_output_spec(self, query, value, key=None, cache=None, training=None):
+        return keras.KerasTensor(query.shape, query.dtype)
+
+    def call(self, query, value, key=None, cache=None, training=None):
+        found = super().call(query, value, key, training=training)
+        return found if cache is None else keras.ops.concatenate([cache, found], 1)
+
+
+class DoubledAttention(layers.MultiHeadAttention):
+    def call(self, query, value, key=None):
+        return 2 * super().call(query, value, key)
+
+
+def attending(kind, **arguments):
+    inputs = keras.Input((6, 4))
+    layer = kind(num_heads=4, key_dim=3, name="attention")
+    x = layers.LayerNormalization()(layer(inputs, inputs, **arguments))
+    model = keras.Model(inputs, layers.Dense(2)(layer(x, x, **arguments)))
+    randomise(model, np.random.default_rng(0))
+    output = layer.weights[6]
+    array = values([output])[0].copy()
+    array[[0, 2]] = 0
+    output.assign(array)
+    return model
+
+
+def test_heads_of_what_is_derived_from_attention(tmp_path):
+    model = attending(CachedAttention, cache=None)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    attention = smaller.get_layer("attention")
+    assert (type(attention), attention.num_heads) == (layers.MultiHeadAttention, 2)
+    assert classes.read(model).number == 4
+    smaller.save(tmp_path / "model.keras")
+    assert_same_outputs(smaller, keras.models.load_model(tmp_path / "model.keras"))
+
+
+def test_what_computes_otherwise_than_attention_keeps_its_heads():
+    model = attending(DoubledAttention)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params()
+
+
+def test_other_precision_passes_channels_on():
+    inputs = keras.Input((6,))
+    hidden = keras.ops.silu(keras.ops.cast(layers.Dense(8, name="hidden")(inputs), "float16"))
+    model = keras.Model(inputs, layers.Dense(2)(keras.ops.cast(hidden, "float32")))
+    randomise(model, np.random.default_rng(0), zero_bias=0.0)
+    gone = kill_hidden(model)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params() - 9 * gone

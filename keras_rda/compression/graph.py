@@ -149,40 +149,95 @@ def read(model, is_known):
         Tensor(tuple(tensor.shape), tensor.dtype, getattr(operation_of(tensor), "optional", False))
         for tensor in model.inputs
     ]
-    names, calls, traced = {}, [], []
-    outputs = _unroll(model, inputs, (), {}, calls, names, traced, is_known)
-    return FlatModel(inputs, calls, outputs, traced)
+    reader = _Reader(is_known)
+    outputs = reader.unroll(model, inputs)
+    return FlatModel(inputs, reader.calls, outputs, reader.traced)
 
 
-def _unroll(model, inputs, prefix, extra, calls, names, traced, is_known):
-    tensors = {id(symbolic): tensor for symbolic, tensor in zip(model.inputs, inputs, strict=True)}
-    for nodes in levels(model):
-        for node in nodes:
-            # Keras runs a graph the same way: inputs that feed nothing, and what hangs on them, are skipped.
-            if node.is_input or any(id(tensor) not in tensors for tensor in node.input_tensors):
-                continue
-            layer = node.operation
-            args, kwargs = node.arguments.fill_in(tensors)
-            if _accepts_training(layer):
-                kwargs = {**kwargs, **{key: value for key, value in extra.items() if kwargs.get(key) is None}}
-            inner, flat, reason = _inner(layer, args, kwargs), keras.tree.flatten(args[:1]), ""
-            if inner is None and isinstance(layer, keras.layers.Layer) and not is_known(layer):
-                flat = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Tensor)]
-                try:
-                    if any(has_mask(tensor) for tensor in (*node.input_tensors, *node.outputs)):
-                        raise tracing.Untraceable("is given a mask, or makes one")
-                    inner = tracing.trace(layer, args, kwargs, lambda leaf: isinstance(leaf, Tensor))
-                    traced.append(layer.name)
-                except tracing.Untraceable as error:
-                    reason = str(error)
-            if inner is None:
-                outputs = [Tensor(tuple(spec.shape), spec.dtype) for spec in _outputs(node, layer, args, kwargs)]
-                calls.append(Call(layer, _unique_name(layer, prefix, names), args, kwargs, outputs, reason))
-            else:
-                passed = {} if kwargs.get("training") is None else {"training": kwargs["training"]}
-                outputs = _unroll(inner, flat, (*prefix, layer.name), passed, calls, names, traced, is_known)
-            tensors.update((id(symbolic), tensor) for symbolic, tensor in zip(node.outputs, outputs, strict=True))
-    return [tensors[id(symbolic)] for symbolic in model.outputs]
+class _Reader:
+    """Lists the calls of a model, and of the models and layers within.
+
+    Args:
+        is_known: As for `read`.
+    """
+
+    def __init__(self, is_known):
+        self.calls, self.traced = [], []
+        self._is_known, self._names, self._attentions = is_known, {}, {}
+
+    def unroll(self, model, inputs, prefix=(), extra=None):
+        """List the calls of a functional model on `inputs`; return its outputs.
+
+        Args:
+            prefix: Names of the models and layers around it.
+            extra: Keyword arguments that all layers in it are given which take them.
+        """
+        tensors = {id(symbolic): tensor for symbolic, tensor in zip(model.inputs, inputs, strict=True)}
+        for nodes in levels(model):
+            for node in nodes:
+                # Keras runs a graph the same way: inputs that feed nothing, and what hangs on them, are skipped.
+                if node.is_input or any(id(tensor) not in tensors for tensor in node.input_tensors):
+                    continue
+                layer = node.operation
+                args, kwargs = node.arguments.fill_in(tensors)
+                if _accepts_training(layer):
+                    kwargs = {**kwargs, **{k: value for k, value in (extra or {}).items() if kwargs.get(k) is None}}
+                outputs = self._call(node, layer, args, kwargs, prefix)
+                tensors.update((id(symbolic), tensor) for symbolic, tensor in zip(node.outputs, outputs, strict=True))
+        return [tensors[id(symbolic)] for symbolic in model.outputs]
+
+    def _call(self, node, layer, args, kwargs, prefix):
+        """List a call, or those within it; return its outputs."""
+        inner, flat, reason = _inner(layer, args, kwargs), keras.tree.flatten(args[:1]), ""
+        if inner is None and isinstance(layer, keras.layers.Layer) and not self._is_known(layer):
+            flat = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Tensor)]
+            try:
+                if any(has_mask(tensor) for tensor in (*node.input_tensors, *node.outputs)):
+                    raise tracing.Untraceable("is given a mask, or makes one")
+                if (attention := self._attention(layer, args, kwargs)) is not None:
+                    layer, kwargs = attention
+                else:
+                    inner = tracing.trace(layer, args, kwargs, _is_tensor)
+                    self.traced.append(layer.name)
+            except tracing.Untraceable as error:
+                reason = str(error)
+        if inner is None:
+            outputs = [Tensor(tuple(spec.shape), spec.dtype) for spec in _outputs(node, layer, args, kwargs)]
+            self.calls.append(Call(layer, self._name(layer, prefix), args, kwargs, outputs, reason))
+            return outputs
+        passed = {} if kwargs.get("training") is None else {"training": kwargs["training"]}
+        return self.unroll(inner, flat, (*prefix, layer.name), passed)
+
+    def _attention(self, layer, args, kwargs):
+        """A layer of a class derived from multi-head attention as one of that itself, the same in all calls; None if
+        it is none."""
+        if not isinstance(layer, keras.layers.MultiHeadAttention):
+            return None
+        try:
+            plain, kwargs = tracing.as_attention(layer, args, kwargs, _is_tensor)
+        except tracing.Untraceable:
+            return None
+        return self._attentions.setdefault(id(layer), plain), kwargs
+
+    def _name(self, layer, prefix):
+        """A layer keeps its name; a second layer of that name (from a nested model) gets the nested models' in
+        front."""
+        if id(layer) not in self._names:
+            taken = set(self._names.values())
+            name = layer.name
+            for outer in reversed(prefix):
+                if name not in taken:
+                    break
+                name = f"{outer}_{name}"
+            base, number = name, 1
+            while name in taken:
+                name, number = f"{base}_{number}", number + 1
+            self._names[id(layer)] = name
+        return self._names[id(layer)]
+
+
+def _is_tensor(leaf):
+    return isinstance(leaf, Tensor)
 
 
 def _outputs(node, layer, args, kwargs):
@@ -216,19 +271,3 @@ def _inner(layer, args, kwargs):
 
 def _accepts_training(layer):
     return isinstance(layer, keras.Model) or "training" in inspect.signature(layer.call).parameters
-
-
-def _unique_name(layer, prefix, names):
-    """A layer keeps its name; a second layer of that name (from a nested model) gets the nested models' in front."""
-    if id(layer) not in names:
-        taken = set(names.values())
-        name = layer.name
-        for outer in reversed(prefix):
-            if name not in taken:
-                break
-            name = f"{outer}_{name}"
-        base, number = name, 1
-        while name in taken:
-            name, number = f"{base}_{number}", number + 1
-        names[id(layer)] = name
-    return names[id(layer)]

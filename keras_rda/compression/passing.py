@@ -73,6 +73,13 @@ def elementwise(analysis, call):
     analysis.channels[call.outputs[0]] = Channels(channels.axis, channels.ids, of_known(function, channels.constant))
 
 
+def cast(analysis, call):
+    """Another precision; but what is or becomes no floating-point number is for masks and indices."""
+    if any("float" not in tensor.dtype for tensor in (*call.inputs, *call.outputs)):
+        return mixing(analysis, call)
+    return elementwise(analysis, call)
+
+
 def identity(analysis, call):
     """A layer that does nothing when the model predicts."""
     channels = single(analysis, call)

@@ -169,8 +169,9 @@ INTERNAL = {
     "Minimum": _MINIMUM,
     "Concatenate": passing.concatenate,
     **dict.fromkeys(("Log", "Log1p", "Reciprocal", "Rsqrt", "Sqrt"), passing.fragile(passing.elementwise)),
+    **dict.fromkeys(("Cast", "ConvertToTensor"), passing.cast),
     # These make or pass masks.
-    **dict.fromkeys(("Any", "Cast", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), mixing),
+    **dict.fromkeys(("Any", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), mixing),
     "Reshape": Move("newshape"),
     "Mean": passing.reduce(zero_only=False),
     "Max": passing.reduce(zero_only=False),

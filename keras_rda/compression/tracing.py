@@ -5,6 +5,7 @@ becomes a graph. Python may also branch on values, keep a state or draw numbers,
 graph is believed only where it computes on numbers what the layer does, on several draws, with different weights.
 """
 
+import inspect
 import math
 
 import keras
@@ -77,8 +78,36 @@ def _traced(layer, args, kwargs, is_tensor, tensors, batch_size):
             raise Untraceable(f"computes with tensors from elsewhere ({first_line(error)})") from error
     if any(isinstance(leaf, keras.Variable) for leaf in _keras.arguments_of_nodes(model)):
         raise Untraceable("computes with weights of layers outside these layers' calls")
+    if wrong := _keras.untold(model):
+        raise Untraceable(f"is made of layers that do not tell what they return ({wrong.name})")
+    if any(tensor.shape[0] is None for tensor in tensors):
+        _keras.free_reshapes(model, batch_size)
     _check(layer, args, kwargs, is_tensor, tensors, model)
     return model
+
+
+def as_attention(layer, args, kwargs, is_tensor):
+    """A layer of a class derived from `MultiHeadAttention` as one of that class itself.
+
+    Args:
+        layer, args, kwargs, is_tensor: As for `trace`.
+
+    Returns:
+        A layer with the same weights, and those of `kwargs` that it takes.
+
+    Raises:
+        Untraceable: it computes something else.
+    """
+    plain = _keras.as_base(layer, keras.layers.MultiHeadAttention)
+    if len(plain.weights) != (8 if plain.get_config()["use_bias"] else 4):
+        raise Untraceable("has other weights than multi-head attention")
+    taken = inspect.signature(plain.call).parameters
+    given = {name: value for name, value in kwargs.items() if name in taken or value is not None}
+    if unknown := given.keys() - taken.keys():
+        raise Untraceable(f"takes what multi-head attention does not ({', '.join(sorted(unknown))})")
+    tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if is_tensor(leaf)]
+    _check(layer, args, kwargs, is_tensor, tensors, lambda values: _call(plain, args, given, is_tensor, values))
+    return plain, given
 
 
 def _call(function, args, kwargs, is_tensor, values):
@@ -89,8 +118,9 @@ def _call(function, args, kwargs, is_tensor, values):
 
 
 def _check(layer, args, kwargs, is_tensor, tensors, model):
-    """Raise unless the model computes what the layer does, on several draws of numbers, and with other weights after
-    the first: what is computed of weights outside their layers would be a constant of the graph."""
+    """Raise unless the model, a function of `tensors`, computes what the layer does, on several draws of numbers, and
+    with other weights after the first: what is computed of weights outside their layers would be a constant of the
+    graph."""
     for seed, draw in enumerate(DRAWS):
         random, ours = np.random.default_rng(seed), None
         weights = [(v, 1.25 * v + 0.1) for v in layer.variables if seed and "float" in v.dtype]
