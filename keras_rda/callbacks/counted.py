@@ -142,39 +142,41 @@ def trim_limit(magnitudes, target):
 
 
 class Channels:
-    """The channels that `compress` removes with the zeros of kernels.
+    """The channels that go with the zeros of kernels.
 
     Args:
         kernels: `Trained` of the kernels that become zero.
         classes: The model's `compression.classes.Classes`.
         variables: The model's variables.
+        role: Which kernels a channel goes with: those that are its `"reads"`, or its `"computes"`.
     """
 
-    def __init__(self, kernels, classes, variables):
-        self.number, ours = classes.number, [id(kernel.variable) for kernel in kernels]
-        reads = {id(kernel.variable): kernel.reads for kernel in classes.kernels if (kernel.reads >= 0).any()}
-        self._members = [(place, reads[key]) for place, key in enumerate(ours) if key in reads]
+    def __init__(self, kernels, classes, variables, role="reads"):
+        self._number, ours = classes.number, [id(kernel.variable) for kernel in kernels]
+        found = {id(kernel.variable): getattr(kernel, role) for kernel in classes.kernels}
+        found = {key: numbers for key, numbers in found.items() if (numbers >= 0).any()}
+        self._members = [(place, found[key]) for place, key in enumerate(ours) if key in found]
         self._others = [
-            (variable, reads[id(variable)]) for variable in variables if id(variable) in reads.keys() - set(ours)
+            (variable, found[id(variable)]) for variable in variables if id(variable) in found.keys() - set(ours)
         ]
 
     def values(self, arrays):
-        """Array (classes,): the largest entry of what reads a class, of an array a kernel; infinite where a kernel that
-        is not steered does and is not zero there."""
-        if not self.number:
-            return np.zeros(0, "float32")
+        """Array (classes,): the largest entry of what reads or computes a class, of an array a kernel; infinite where a
+        kernel that is not steered does and is not zero there, or none does."""
+        if not self._members and not self._others:
+            return np.full(self._number, np.inf, "float32")
         parts = [(keras.ops.cast(arrays[place], "float32"), reads) for place, reads in self._members]
         parts += [
-            (keras.ops.where(keras.ops.equal(variable, 0), 0.0, np.inf), reads) for variable, reads in self._others
+            (keras.ops.where(keras.ops.equal(variable, 0), 0.0, np.inf), numbers) for variable, numbers in self._others
         ]
         entries = [
-            keras.ops.ravel(keras.ops.max(array, axis=[axis for axis, size in enumerate(reads.shape) if size == 1]))
-            for array, reads in parts
+            keras.ops.ravel(keras.ops.max(array, axis=[axis for axis, size in enumerate(numbers.shape) if size == 1]))
+            for array, numbers in parts
         ]
-        numbers = np.concatenate([reads.ravel() for _, reads in parts])
-        numbers = np.where(numbers < 0, self.number, numbers).astype("int32")
-        values = keras.ops.segment_max(keras.ops.concatenate(entries), numbers, num_segments=self.number + 1)
-        return keras.ops.convert_to_numpy(values)[:-1]
+        numbers = np.concatenate([numbers.ravel() for _, numbers in parts])
+        numbers = np.where(numbers < 0, self._number, numbers).astype("int32")
+        values = keras.ops.segment_max(keras.ops.concatenate(entries), numbers, num_segments=self._number + 1)
+        return np.where(np.isin(np.arange(self._number), numbers), keras.ops.convert_to_numpy(values)[:-1], np.inf)
 
 
 class MultiplyAdds(Counted):

@@ -51,8 +51,8 @@ class FileBytes(Zeros):
     """
 
     name = "the file's bytes"
-    # A file is written when the estimate has fallen to this share of the last one's bytes, and when it first is near
-    # what is asked.
+    # A file is written when the estimate has fallen to this share of the last one's bytes, or risen as much, and when
+    # it first is near what is asked.
     FALLEN = 0.8
     # The last zeros are chosen for a file of at most what is asked, and at least so much of it, with so many trials.
     LEAST, TRIALS = 0.98, 8
@@ -65,7 +65,7 @@ class FileBytes(Zeros):
         self._model, self._quantize, self._target = model, quantize, target
         self.bytes = self._write()
         self._share = 1 - self.asked / self.dense
-        self._channels = Channels(kernels, classes, model.variables)
+        self._channels = [Channels(kernels, classes, model.variables, role) for role in ("reads", "computes")]
         places = {id(kernel.variable): place for place, kernel in enumerate(kernels)}
         channels = {id(kernel.variable): kernel for kernel in classes.kernels}
         # Of each kernel that can get smaller: its place among ours (None: it is none), its channels if it has any, and
@@ -117,14 +117,14 @@ class FileBytes(Zeros):
     def followed(self, target, arrays):
         """The σ at which the file would have the bytes that are asked for, with the smallest of `arrays()` at zero."""
         self._look()
-        entries = _Entries(self._split(arrays := arrays()), self._sizes(), self._channels.values(arrays))
+        entries = _Entries(self._split(arrays := arrays()), self._sizes(), self._values(arrays))
         return entries.share(self._limit(entries, self.AIM * self.asked))
 
     def trim(self, magnitudes, target, exactly=False):
         """As `Zeros.trim`; `exactly`: by files that are written."""
         if not exactly:
             return super().trim(magnitudes, self.followed(target, lambda: magnitudes))
-        entries = _Entries(self._split(magnitudes, all_of_them=True), self._sizes(), self._channels.values(magnitudes))
+        entries = _Entries(self._split(magnitudes, all_of_them=True), self._sizes(), self._values(magnitudes))
         limit = self._fitting(entries, magnitudes)
         if limit is None:
             return None
@@ -173,8 +173,8 @@ class FileBytes(Zeros):
     def _look(self):
         """Write a file of the weights as they are, if the estimate has changed by much since the last one."""
         estimate = self._estimate(*self._present())
-        near = self.AIM**2 * self.asked
-        if estimate > self.FALLEN * self._written and not estimate <= near < self._written:
+        near, ratio = self.AIM**2 * self.asked, estimate / self._written
+        if self.FALLEN < ratio < 1 / self.FALLEN and not estimate <= near < self._written:
             return
         try:
             written = self._write()
@@ -189,7 +189,12 @@ class FileBytes(Zeros):
         """How many weights of each kernel are not zero, and which classes of channels something reads."""
         weights = [keras.ops.abs(kernel.value) for kernel in self._kernels]
         counts = together([keras.ops.count_nonzero(array) for array in weights])
-        return counts, self._channels.values(weights) > 0
+        return counts, self._values(weights) > 0
+
+    def _values(self, arrays):
+        """Array (classes,): up to which number the entries of an array a kernel have to become zero for a channel to
+        go: because nobody reads it, or because it is a constant, which its readers' biases take over."""
+        return np.minimum(*(channels.values(arrays) for channels in self._channels))
 
     def _estimate(self, counts, alive):
         """The bytes of a file in which so many weights of each kernel are not zero, and those classes are left."""
