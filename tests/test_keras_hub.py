@@ -7,6 +7,7 @@ of docs/keras_hub.md, `python3 tests/test_keras_hub.py`.
 import dataclasses
 import pathlib
 import re
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -423,6 +424,35 @@ def test_a_backbone(name, tmp_path):
     if measured.left == 1:
         assert measured.notes
     assert "bytes" in measured.exported or re.search(r"'.+'", measured.exported)
+
+
+VIT_B = """
+import resource, time
+import numpy as np, keras, keras_hub, keras_rda
+model = keras_hub.models.ViTBackbone((224, 224, 3), (16, 16), 12, 12, 768, 3072)
+for variable in model.trainable_variables:
+    if "dense_1/kernel" in variable.path:  # the first of each feed-forward part
+        array = keras.ops.convert_to_numpy(variable).copy()
+        array[:, ::2] = 0
+        variable.assign(array)
+weights = 4 * model.count_params()
+peak = lambda: 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before, start = peak(), time.perf_counter()
+smaller = keras_rda.compress(model)
+print(weights, time.perf_counter() - start, peak() - before, smaller.count_params() / model.count_params())
+"""
+
+
+@pytest.mark.every
+def test_a_vision_transformer_of_86_million_weights():
+    """In under a minute, and under three times its memory."""
+    done = subprocess.run([sys.executable, "-c", VIT_B], check=True, capture_output=True, text=True)
+    weights, seconds, memory, left = map(float, done.stdout.split()[-4:])
+    print(f"{weights / 4e6:.0f} M weights, {left:.2f} left: {seconds:.0f} s, {memory / weights:.1f} times its bytes")
+    assert weights > 85e6 * 4
+    assert seconds < 60
+    assert memory < 3 * weights
+    assert left < 0.75
 
 
 def main():
