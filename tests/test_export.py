@@ -1,6 +1,7 @@
 """LiteRT files: right, small, and nothing broken left behind."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -461,13 +462,73 @@ def test_predict_checks_its_inputs(tmp_path):
         keras_rda.litert.predict(tmp_path / "other.tflite", np.ones((1, 4)))
 
 
+def image_network():
+    layers, inputs = keras.layers, keras.Input((None, None, 3))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(16, 3, padding="same")(inputs)))
+    x = layers.MaxPooling2D()(x)
+    x = layers.Conv2DTranspose(8, 3, strides=2, padding="same")(layers.Conv2D(32, 3, activation="relu")(x))
+    return keras.Model(inputs, [layers.GlobalAveragePooling2D()(x), x])
+
+
+def sequence_network():
+    layers, tokens = keras.layers, keras.Input((None,), dtype="int32")
+    x = layers.Conv1D(24, 3, padding="causal", activation="relu")(layers.Embedding(30, 8)(tokens))
+    x = layers.LayerNormalization()(layers.SeparableConv1D(24, 3, padding="same")(x) + x)
+    return keras.Model(tokens, layers.Dense(4)(layers.GlobalMaxPooling1D()(x)))
+
+
 @tensorflow_only
-def test_unknown_dimensions_are_refused(tmp_path):
-    inputs = keras.Input((None, None, 3))
-    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs)))
-    with pytest.raises(ValueError, match="only the batch size may be unknown"):
+@pytest.mark.parametrize("make", [image_network, sequence_network])
+@pytest.mark.parametrize("quantize", [None, "float16", "int8"])
+def test_any_size(make, quantize, tmp_path):
+    model, path, random = make(), tmp_path / "model.tflite", np.random.default_rng(0)
+    sparsify(model)
+
+    def batch(number, size):
+        shape = (number, *(size if known is None else known for known in model.input_shape[1:]))
+        if model.input.dtype == "int32":
+            return random.integers(0, 30, shape).astype("int32")
+        return random.normal(size=shape).astype("float32")
+
+    data = batch(24, 20) if quantize == "int8" else None
+    report = keras_rda.export(model, path, quantize, data)
+    sizes = (20, 32, 14) if data is not None else (32, 51, 22)
+    runtimes = [check.runtime for check in report.chosen.checks]
+    assert [re.sub(r"\D*\d+, (\d+).*", r"\1", name) for name in runtimes[::2]] == [
+        "default delegate",
+        *map(str, sizes[1:]),
+    ]
+    assert report.bytes < report.dense_bytes
+    assert {row.multiply_adds for row in report.tensors if "CONV" in row.operator} == {0}
+    assert all(latency.median > 0 for latency in report.latency)
+    tolerance = {None: 1e-4, "float16": 0.02, "int8": 0.3}[quantize]
+    for size in (16, 37):
+        x = batch(3, size)
+        for ours, theirs in zip(keras_rda.litert.predict(path, x).values(), keras.tree.flatten(model(x)), strict=True):
+            assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+    assert len(keras_rda.litert.verify(model, path, data)) == 6
+    assert keras_rda.litert.benchmark({"file": path}, seconds=0.05)[0].median > 0
+
+
+class ByLength(keras.layers.Layer):
+    """Multiplies with a number that the graph does not have right but for a length of 32."""
+
+    def call(self, x):
+        return x * ((x.shape[1] or 32) / 16)
+
+
+@tensorflow_only
+def test_a_file_that_is_right_at_one_size_only(tmp_path):
+    inputs = keras.Input((None, 4))
+    model = keras.Model(inputs, keras.layers.Dense(8)(ByLength()(inputs)))
+    with pytest.raises(
+        keras_rda.ExportError,
+        match=r"inputs of \(2, 51, 4\): differs from Keras .* With fixed sizes it may be: input_sh",
+    ):
         keras_rda.export(model, tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())
+    assert keras_rda.export(model, tmp_path / "model.tflite", input_shapes=(48, 4)).chosen.passed
+    assert all(check.passed for check in keras_rda.litert.verify(model, tmp_path / "model.tflite"))
 
 
 @tensorflow_only
@@ -479,7 +540,7 @@ def test_sizes_that_are_unknown_are_given(shapes, tmp_path):
     x = keras.layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True)
     model = keras.Model({"tokens": tokens, "mask": mask}, keras.layers.Dense(4)(x))
     with pytest.raises(
-        ValueError, match=r"only the batch size may be unknown\. Give the other sizes: export\(…, input_s"
+        keras_rda.ExportError, match=r"StridedSlice\. With fixed sizes it may do: export\(…, input_shapes"
     ):
         keras_rda.export(model, tmp_path / "model.tflite")
     report = keras_rda.export(model, tmp_path / "model.tflite", input_shapes=shapes)

@@ -12,7 +12,7 @@ _DRAWN = {
     *("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"),
 }
 _SAMPLES = 4  # of data
-_SIZES = (32, 64, 224, 8, 1)  # of dimensions that are unknown, in the order in which they are tried
+SIZES = (32, 64, 224, 8, 1)  # of dimensions that are unknown, in the order in which they are tried
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Entry:
     def sizes(self):
         """Pairs of a batch and a size of other unknown dimensions with which it may run, the likeliest first."""
         shapes = [self.shape(name) for name in self.inputs]
-        sizes = _SIZES if any(-1 in shape[1:] for shape in shapes) else (1,)
+        sizes = SIZES if any(-1 in shape[1:] for shape in shapes) else (1,)
         # A state has the batch for which it was made: LiteRT writes beyond it.
         is_free = any(shape[:1] == (-1,) for shape in shapes) and not self.keeps_state
         return [(batch, size) for batch in ((1, 2) if is_free else (1,)) for size in sizes]

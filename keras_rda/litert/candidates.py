@@ -7,7 +7,7 @@ import re
 import warnings
 
 from keras_rda import compression
-from keras_rda.litert import convert, decode, encode, flatbuffer, half, metadata, repair, weights, xnnpack
+from keras_rda.litert import convert, decode, encode, feeds, flatbuffer, half, metadata, repair, weights, xnnpack
 from keras_rda.litert.graph import graphs
 from keras_rda.litert.layer_names import keras_paths, shortened
 from keras_rda.litert.machines import MACHINES, micro
@@ -62,9 +62,10 @@ def make(model, quantize, samples, directory, batch_size=None, machine=None, spa
             if prefix:
                 files[f"{prefix}dense"] = _failed(f"{prefix}dense", "the converter", error)
                 continue
+            sizes = " With fixed sizes it may do: export(…, input_shapes=…)." if feeds.is_open(model) else ""
             raise ExportError(
                 f"The converter could not express the model '{model.name}' in LiteRT's builtin operators: "
-                f"{_cause(error)}"
+                f"{_cause(error)}{sizes}"
             ) from error
         if machine == "micro" and (missing := micro.missing(graph)):
             raise ExportError(

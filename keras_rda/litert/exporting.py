@@ -81,7 +81,8 @@ def export(
             file's name.
         input_shapes: Sizes for inputs that have others than the batch's unknown, such as the length of a text: a shape
             without the batch size, for all such inputs, or a dict from names of inputs to shapes. The file takes these
-            sizes only.
+            sizes only. None: it takes any, and is compared with Keras at three; not every model can be written so, nor
+            for `machine="wasm"` and `"micro"`.
 
     Warns:
         UserWarning: every kernel is zero, or rounding leaves nothing of some outputs (`ExportReport.lost`).
@@ -93,15 +94,17 @@ def export(
         ExportError: the model does not convert to LiteRT's builtin operators, TFLite Micro lacks some of them, or no
             candidate was right.
         RuntimeError: `machine` is not set up; or, on JAX and torch, the model could not be loaded on TensorFlow.
-        ValueError, FileNotFoundError: `path` cannot be written to, the model has no symbolic inputs, an input has an
-            unknown dimension besides the batch size and no shape in `input_shapes`, layers do not compute in float32,
-            weights are not finite, `representative_data` is missing or does not fit the model's inputs, or arguments do
+        ValueError, FileNotFoundError: `path` cannot be written to, the model has no symbolic inputs, `input_shapes` do
+            not fit them or are missing with a `machine` that needs them, layers do not compute in float32, weights are
+            not finite, `representative_data` is missing or does not fit the model's inputs, or arguments do
             not go together.
         OSError: the directory of `path` cannot be written to, or the disk is full.
     """
     path = pathlib.Path(path)
     check_path(path)
-    model = checked(model, input_shapes)
+    if machine is not None:
+        check_machine(machine)
+    model = checked(model, input_shapes, machine)
     if quantize not in convert.QUANTIZATIONS:
         names = ", ".join(map(repr, convert.QUANTIZATIONS))
         raise ValueError(f"quantize must be one of {names}; received {quantize!r}.")
@@ -110,8 +113,6 @@ def export(
             "quantize='int8' needs representative_data: some hundred typical inputs, by which the ranges of "
             "activations are found. quantize='dynamic' needs none."
         )
-    if machine is not None:
-        check_machine(machine)
     if machine == "micro" and quantize not in (None, "int8"):
         raise ValueError(f"machine='micro' takes quantize=None or 'int8'; received {quantize!r}, which it cannot run.")
     if header is not None:
@@ -179,11 +180,21 @@ def _choose(model, path, files, reference, quantize, machine):
     dense = files["dense"]
     plain = _plain(reference, dense) if quantize else None
     tolerances = verification.tolerances(reference.outputs, quantize, dense.model, plain)
+    others = [
+        (
+            other,
+            verification.tolerances(other.outputs, quantize, dense.model, _plain(other, dense) if quantize else None),
+        )
+        for other in reference.others
+    ]
     tried = []
     for file in sorted(files.values(), key=lambda file: file.candidate.bytes):
         measured = None
         if file.path is not None:
             checks, measured = check(reference, file, dense, tolerances, machine)
+            for other, accepted in others:
+                if all(check.passed for check in checks):
+                    checks += verification.resized(other, file.path, accepted)
             file.candidate = dataclasses.replace(file.candidate, checks=tuple(checks))
         if file.candidate.passed:
             return file, measured
@@ -193,6 +204,8 @@ def _choose(model, path, files, reference, quantize, machine):
         hint = " What int8 cannot run, quantize='dynamic' may."
     elif quantize == "int8":
         hint = " Is representative_data typical?"
+    elif reference.others:
+        hint = " With fixed sizes it may be: input_shapes."
     elif machine is not None and MACHINES[machine].BATCH_SIZE:
         hint = " Such files take fixed batches: does a layer compute across the samples of a batch?"
     raise ExportError(
@@ -282,8 +295,8 @@ def check_path(path, ending=".tflite", argument="path"):
         raise FileNotFoundError(f"The directory {str(path.parent)!r} does not exist; create it first.")
 
 
-def checked(model, input_shapes=None):
-    """The model on inputs of these shapes, if it can be exported."""
+def checked(model, input_shapes=None, machine=None):
+    """The model on inputs of these shapes, if it can be exported, for a machine."""
     _keras.check_model("export", model)
     if not getattr(model, "inputs", None):
         raise ValueError(
@@ -292,7 +305,7 @@ def checked(model, input_shapes=None):
             "keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)."
         )
     model = signature.sized(model, input_shapes)
-    feeds.check(model)
+    feeds.check(model, machine if machine and MACHINES[machine].BATCH_SIZE else None)
     if wrong := sorted({f"{layer.name} ({layer.compute_dtype})" for layer in _layers(model) if _is_low(layer)}):
         wrong[3:] = [f"{len(wrong) - 3} more"] if len(wrong) > 3 else []
         raise ValueError(

@@ -4,17 +4,24 @@ import keras
 import numpy as np
 
 from keras_rda import compression
+from keras_rda.litert.calls import SIZES
 
 SAMPLES = 200  # of representative data: more of them hardly move the ranges of activations
 
 
-def check(model):
-    """Raise a `ValueError` for inputs that no batch can be drawn for."""
+def is_open(model):
+    """Whether sizes of inputs are unknown besides the batch's."""
+    return any(None in tensor.shape[1:] for tensor in model.inputs)
+
+
+def check(model, machine=None):
+    """Raise a `ValueError` for inputs that no batch can be drawn for, or that a machine does not take."""
     for tensor in model.inputs:
-        if None in tensor.shape[1:]:
+        if None in tensor.shape[1:] and machine is not None:
             raise ValueError(
-                f"The input '{tensor.name}' has the shape {tuple(tensor.shape)}: only the batch size may be unknown. "
-                "Give the other sizes: export(…, input_shapes=…), or call the model on a keras.Input that has them."
+                f"The input '{tensor.name}' has the shape {tuple(tensor.shape)}: with machine={machine!r} only the "
+                "batch size may be unknown. Give the other sizes: export(…, input_shapes=…), or call the model on a "
+                "keras.Input that has them."
             )
         if tensor.dtype == "string":
             raise ValueError(f"The input '{tensor.name}' takes strings; a LiteRT file of builtin operators cannot.")
@@ -54,7 +61,9 @@ def given(model, data, batch_size=None):
         if not all(np.isfinite(array).all() for array in arrays if array.dtype.kind == "f"):
             raise ValueError("representative_data has values that are not finite (NaN or infinity).")
         for array, tensor in zip(arrays, model.inputs, strict=True):
-            if array.ndim != len(tensor.shape) or array.shape[1:] != tuple(tensor.shape[1:]):
+            if array.ndim != len(tensor.shape) or any(
+                own not in (None, size) for own, size in zip(tensor.shape[1:], array.shape[1:], strict=True)
+            ):
                 raise ValueError(
                     f"representative_data for the input '{tensor.name}' must have the shape {tuple(tensor.shape)}; "
                     f"received {array.shape}. The first axis is the batch's (tf.data.Dataset: dataset.batch(1))."
@@ -81,8 +90,9 @@ def _names(structure):
     return keras.tree.map_structure(lambda leaf: getattr(leaf, "name", None) or type(leaf).__name__, structure)
 
 
-def random(model, size):
-    """A dict of input name → random batch of `size` (or of the batch that the model has).
+def random(model, size, length=SIZES[0]):
+    """A dict of input name → random batch of `size` (or of the batch that the model has); other sizes that are unknown
+    are `length`.
 
     Drawn as what first reads an input says: from the distribution that a `Normalization` or `BatchNormalization` knows,
     from the range that a `Rescaling` maps to −1 … 1 or 0 … 1, from the indices that an `Embedding` or
@@ -92,7 +102,7 @@ def random(model, size):
     readers, indices = _readers(model), _indices(model)
     batches = {}
     for tensor in model.inputs:
-        shape = (tensor.shape[0] or size, *tensor.shape[1:])
+        shape = (tensor.shape[0] or size, *(length if known is None else known for known in tensor.shape[1:]))
         values = _draw(generator, shape, tensor.dtype, readers.get(tensor.name, []), indices)
         if "float" not in tensor.dtype and tensor.dtype != "bool":
             limits = np.iinfo(tensor.dtype)

@@ -33,6 +33,11 @@ def export(model, path, data, **arguments):
     if data is not None:
         structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
         samples = feeds.given(model, data, arguments["batch_size"])
+        if any(sample[name].shape != array.shape for name, array in samples[0].items() for sample in samples):
+            raise ValueError(
+                "representative_data has inputs of different sizes, which only TensorFlow's own process takes: give "
+                f"inputs of one size, as Keras computes with {keras.backend.backend()} here."
+            )
         arrays = [np.concatenate([sample[name] for sample in samples]) for name in samples[0]]
         data = keras.tree.pack_sequence_as(structure, arrays)
     return _run("export", model, {"path": os.fspath(path), "representative_data": data, **arguments})

@@ -64,11 +64,11 @@ def sized(model, input_shapes):
             not isinstance(given, Sequence)
             or len(given) != len(shape) - 1
             or any(own not in (None, size) for own, size in zip(shape[1:], given, strict=True))
-            or (name in input_shapes and not all(map(is_positive_integer, given)))
+            or not all(size is None or is_positive_integer(size) for size in given)
         ):
             raise ValueError(
-                f"input_shapes must give the input '{name}' a shape such as {shape[1:]} with a positive number in "
-                f"place of each None, without the batch size; received {given!r}."
+                f"input_shapes must give the input '{name}' a shape such as {shape[1:]} with positive numbers in "
+                f"place of None, without the batch size; received {given!r}."
             )
         fixed.append((shape[0], *given))
     return _around(model, names, fixed)

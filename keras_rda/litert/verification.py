@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_rda import _keras
 from keras_rda.litert import decode, feeds, metadata, signature
+from keras_rda.litert.calls import entries
 from keras_rda.litert.machines import MACHINES, check_machine, here
 from keras_rda.litert.reference import Reference
 from keras_rda.output import one_line
@@ -89,6 +90,7 @@ def verify(model: keras.Model, path: Path, data: Data | None = None, machine: Ma
     feeds.check(model)
     model = signature.flat(model)
     content = here.read(path)
+    model = _as_large(model, content)
     is_decoded = decode.is_decoded(content)
     if machine != "micro":
         here.check_runs(path, content)
@@ -99,6 +101,8 @@ def verify(model: keras.Model, path: Path, data: Data | None = None, machine: Ma
         raise ValueError(f"The model '{model.name}' has outputs that are not finite {reference.origin}.")
     accepted = tolerances(reference.outputs, quantize, content)
     checks = [] if is_decoded else check(reference, path, accepted)
+    for other in reference.others:
+        checks += [] if is_decoded else resized(other, path, tolerances(other.outputs, quantize, content))
     received = None
     if machine is not None:
         ((there, run),) = check_on(machine, reference, [path], accepted)
@@ -110,6 +114,15 @@ def verify(model: keras.Model, path: Path, data: Data | None = None, machine: Ma
             what = f"'{gone[0]}' differs from Keras by as much as it varies: its values say nothing"
             checks[0] = dataclasses.replace(checks[0], error=what)
     return checks
+
+
+def _as_large(model, content):
+    """The model on inputs of the sizes that a file, a `ModelT`, takes only."""
+    entry = entries(content)[0]
+    if not feeds.is_open(model) or sorted(entry.inputs) != sorted(tensor.name for tensor in model.inputs):
+        return model
+    shapes = {name: [None if size < 0 else size for size in entry.shape(name)[1:]] for name in entry.inputs}
+    return signature.sized(model, shapes)
 
 
 def tolerances(expected, quantize=None, content=None, received=None):
@@ -148,6 +161,14 @@ def check(reference, path, accepted):
         else:
             checks.append(compare(reference.outputs, received, accepted, runtime))
     return checks
+
+
+def resized(reference, path, accepted):
+    """`check` with inputs of another size, which the runtimes in the result's names tell."""
+    return [
+        dataclasses.replace(found, runtime=f"{found.runtime}, inputs of {reference.shapes}")
+        for found in check(reference, path, accepted)
+    ]
 
 
 def check_on(machine, reference, paths, accepted, repeats=0):

@@ -29,7 +29,7 @@ class TensorEncoding:
         floor_bytes: Information-theoretic floor for zeros at random: the other values, and n·H(σ)/8 bytes that tell
             where they are (n entries; H: binary entropy in bits).
         reason: Why it stayed dense although zeros could have been saved; ``""`` if dense is the smallest.
-        multiply_adds: Multiplications of its entries in one invocation, dense.
+        multiply_adds: Multiplications of its entries in one invocation, dense; 0 where sizes of inputs are not known.
         keras_path: Path of the Keras weight that it holds, such as `"conv2d_1/kernel"`; `""` where that is not known.
     """
 
@@ -128,6 +128,8 @@ def multiply_adds(model):
             where = graph.shape([*operator.inputs, *operator.outputs][positions])
             sources = graph.sources(operator.inputs[weights[0]])
             number = math.prod(graph.shape(sources[0])) * math.prod(where[:-1])
+            if None in graph.fixed_shape([*operator.inputs, *operator.outputs][positions]):
+                number = 0  # it depends on sizes that are not known
             for name in dict.fromkeys(map(graph.name, sources)):
                 if name:
                     work[name] = work.get(name, 0) + number

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from keras_rda.litert import decode, flatbuffer
+from keras_rda.litert.calls import SIZES
 from keras_rda.litert.machines import interface
 from keras_rda.types import Path
 
@@ -109,15 +110,36 @@ def in_a_row(results):
 
 
 def invocation(path):
-    """A function that runs such a file once, on a batch of one random input: what `benchmark` times."""
-    runs = interpreter(path)
+    """A function that runs such a file once, on a batch of one random input: what `benchmark` times. Other sizes that
+    are unknown are the first of `calls.SIZES` that it takes."""
+    open_sizes = any(-1 in detail["shape_signature"][1:] for detail in interpreter(path).get_input_details())
+    sizes = SIZES if open_sizes else (1,)
+    for size in sizes:
+        runs = interpreter(path)  # anew: one that has failed is of no use
+        try:
+            _feed(runs, size)
+            if open_sizes:
+                runs.invoke()
+            return runs.invoke
+        except (RuntimeError, ValueError):
+            if size == sizes[-1]:
+                raise
+
+
+def _feed(runs, size):
+    """Give an interpreter a batch of one random input."""
     random = np.random.default_rng(0)
     details = runs.get_input_details()
-    shapes = [[1 if size == -1 else int(size) for size in detail["shape_signature"]] for detail in details]
+    shapes = [
+        [
+            known if known != -1 else size if axis else 1
+            for axis, known in enumerate(map(int, detail["shape_signature"]))
+        ]
+        for detail in details
+    ]
     for detail, shape in zip(details, shapes, strict=True):
         runs.resize_tensor_input(detail["index"], shape)
     runs.allocate_tensors()
     for detail, shape in zip(details, shapes, strict=True):
         draw = random.uniform(-1, 1, shape) if np.issubdtype(detail["dtype"], np.floating) else np.zeros(shape)
         runs.set_tensor(detail["index"], draw.astype(detail["dtype"]))
-    return runs.invoke
