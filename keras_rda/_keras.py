@@ -102,6 +102,20 @@ def as_base(layer, base):
     return plain
 
 
+def added_layers(attention):
+    """The names of what a layer of a class derived from `MultiHeadAttention` keeps layers under that this does not."""
+    usual = keras.layers.MultiHeadAttention(1, 1, dropout=0.5)
+    usual.build((1, 1, 1), (1, 1, 1))
+    return {name for name, value in vars(attention).items() if isinstance(value, keras.layers.Layer)} - vars(
+        usual
+    ).keys()
+
+
+def is_random(layer):
+    """Whether a layer or one within draws random numbers in training, as its states of them tell."""
+    return any("seed_generator" in variable.path for variable in layer.variables)
+
+
 @contextlib.contextmanager
 def shapes_by_call(layer):
     """Let the layers within `layer` that override `call`, but not what tells the shape of its result, tell it by

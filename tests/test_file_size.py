@@ -104,7 +104,7 @@ def test_expected_bytes_of_zeros_anywhere(shape, itemsize, sparsity):
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("256 kB", 256_000), ("256KiB", 262_144), (" 1.5 mb", 1_500_000), ("20 B", 20), (300, 300)],
+    [("256 kB", 256_000), ("256KiB", 262_144), (" 1.5 mb", 1_500_000), ("20 B", 20), (300, 300), ("9,000 B", 9000)],
 )
 def test_sizes_in_words(text, number):
     assert file_size.parse(text) == number
@@ -117,7 +117,9 @@ def test_sizes_in_words(text, number):
         ({"target": "0 kB", "of": "bytes"}, "received '0 kB'"),
         ({"target": "12", "of": "bytes"}, "received '12'"),
         ({"target": "256 kB"}, None),
-        ({"target": 0, "of": "bytes"}, "above 0 and below 1"),
+        ({"target": 0, "of": "bytes"}, "target must be a number of bytes such as .* received 0"),
+        ({"target": 256000.0, "of": "bytes"}, r"received 256000\.0"),
+        ({"target": True, "of": "bytes"}, "received True"),
         ({"target": 0.5, "quantize": "int8"}, 'quantize goes with of="bytes"'),
         ({"target": 0.5, "of": "bytes", "quantize": "int4"}, "received quantize='int4'"),
         ({"target": 0.5, "of": "byte"}, "of must be one of .*; received 'byte'"),
@@ -155,21 +157,80 @@ def test_models_that_cannot_be_exported(digits):
 
 
 @on_tensorflow
-def test_a_file_that_cannot_be_written_does_not_end_training(monkeypatch, digits):
-    """Such as of a disk that is full for a while."""
+@pytest.mark.parametrize(("first", "last"), [(3, 5), (4, 1000)])
+def test_a_file_that_cannot_be_written_does_not_end_training(first, last, monkeypatch, digits):
+    """Such as of a disk that is full, for a while or to the end."""
     written, calls = file_size.file_bytes, []
 
     def write(*arguments):
         calls.append(None)
-        if 2 < len(calls) < 6:
+        if first <= len(calls) <= last:
             raise OSError("No space left on device")
         return written(*arguments)
 
     monkeypatch.setattr(file_size, "file_bytes", write)
+    model = network()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(network(), digits, keras_rda.TargetSparsity(0.5, of="bytes"))
-    assert [str(each.message) for each in caught if issubclass(each.category, UserWarning)] == [
-        "TargetSparsity could not write a file to see its size: No space left on device"
-    ] * 3
-    assert len(calls) > 6
+        train(model, digits, keras_rda.TargetSparsity(0.5, of="bytes"))
+    messages = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+    failed = "TargetSparsity could not write a file to see its size: No space left on device"
+    assert messages.count(failed) == sum(first <= number <= last for number in range(1, 1 + len(calls)))
+    assert set(messages) == {failed}
+    memory = model.optimizer.steering_memory
+    assert not any(memory.recall(position, "begun") for position in range(len(model.trainable_variables)))
+    smallest, dense = written(model)
+    assert smallest / dense == pytest.approx(0.5, abs=0.03)
+
+
+@on_tensorflow
+def test_what_fits_already_is_trained_on(digits):
+    keras.utils.set_random_seed(0)
+    model = network()
+    train(model, digits, keras_rda.TargetSparsity("50 kB", of="bytes"), epochs=6)
+    train(model, digits, keras_rda.TargetSparsity("50 kB", of="bytes"), epochs=6)
+    assert 0.98 * 50_000 <= file_size.file_bytes(model)[0] <= 50_000
+
+
+@on_tensorflow
+def test_where_most_bytes_are_not_steered(digits):
+    """The margin that is aimed at is one on the bytes that can go."""
+    keras.utils.set_random_seed(0)
+    layers, random = keras.layers, np.random.default_rng(0)
+    model = keras.Sequential(
+        [
+            keras.Input((12,), dtype="int32"),
+            layers.Embedding(500, 16),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(64, "relu"),
+            layers.Dense(10),
+        ]
+    )
+    tokens = random.integers(0, 500, (1024, 12)).astype("int32")
+    optimizer = keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(0.3, 20 * 64), 1e-6)
+    optimizer.exclude_from_penalty(var_names=["embeddings"])
+    compiled(model, optimizer)
+    model.fit(
+        *(tokens, tokens[:, 0] % 10),
+        batch_size=16,
+        epochs=20,
+        verbose=0,
+        callbacks=[keras_rda.TargetSparsity(0.1, of="bytes")],
+    )
+    smallest, dense = file_size.file_bytes(model)
+    assert 0.98 * 0.9 * dense <= smallest <= 0.9 * dense + 1
+
+
+@on_tensorflow
+def test_bytes_are_compared_as_whole_numbers(digits):
+    model = network()
+    compiled(model, keras_rda.XRDA(0.1, 1e-6))
+    target = keras_rda.TargetSparsity("50 kB", of="bytes", interval=1)
+    target.set_model(model)
+    target.set_params({"steps": 100, "epochs": 1})
+    target.on_train_begin()
+    (group,) = target._groups
+    for dense in range(80_000, 80_500):
+        group.counted.dense = dense
+        assert group.counted.met(1 - 50_000 / dense, group.target)
+        assert not group.counted.met(1 - 50_001 / dense, group.target)

@@ -386,14 +386,16 @@ class Uncopied(layers.Layer):
 
 
 class Around(layers.Layer):
-    def __init__(self, pair=False, **kwargs):
+    def __init__(self, pair=False, scale=None, **kwargs):
         super().__init__(**kwargs)
-        self.pair, self.uncopied, self.block = pair, Uncopied(0.5), Block()
+        self.pair, self.scale, self.uncopied, self.block = pair, scale, Uncopied(0.5), Block()
 
     def build(self, shape):
         self.block.build(shape)
 
     def call(self, x):
+        if self.scale is not None:
+            return self.block(self.uncopied(x, y=self.scale))
         return self.block(self.uncopied(x, x) if self.pair else self.uncopied(x))
 
 
@@ -481,3 +483,125 @@ def test_other_precision_passes_channels_on():
     smaller = keras_rda.compress(model)
     assert_same_outputs(model, smaller)
     assert smaller.count_params() == model.count_params() - 9 * gone
+
+
+class SelfAttention(layers.MultiHeadAttention):
+    """Adds what attends to itself."""
+
+    def call(self, query, value, key=None):
+        found = super().call(query, value, key)
+        return found + query if query is value else found
+
+
+class Same(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.block = Block()
+
+    def build(self, x_shape, y_shape):
+        self.block.build(x_shape)
+
+    def call(self, x, y):
+        return self.block(x) * (1.0 if x is y else -1.0)
+
+
+def test_a_tensor_that_is_given_twice_is_one():
+    assert_same_outputs(model := attending(SelfAttention), keras_rda.compress(model))
+    inputs = keras.Input((6, 4))
+    model = keras.Model(inputs, layers.Dense(2)(Same()(inputs, inputs)))
+    randomise(model, np.random.default_rng(0), zero_bias=0.0)
+    gone = kill_hidden(model)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params() - 9 * gone
+
+
+class Reversed(layers.MultiHeadAttention):
+    """Does in training what the graph of a prediction does not tell."""
+
+    def call(self, query, value, key=None, training=None):
+        found = super().call(query, value, key, training=training)
+        return -found if training else found
+
+
+class Noisy(layers.MultiHeadAttention):
+    def build(self, query_shape, value_shape, key_shape=None):
+        super().build(query_shape, value_shape, key_shape)
+        self.noise = layers.GaussianNoise(1.0)
+
+    def call(self, query, value, key=None, training=None):
+        return self.noise(super().call(query, value, key, training=training), training=training)
+
+
+class ReversedBlock(Block):
+    def call(self, x, training=None):
+        found = super().call(x, training)
+        return -found if training else found
+
+
+def test_what_only_training_does_is_kept():
+    x = np.random.default_rng(0).normal(size=(3, 6, 4)).astype("float32")
+    for kind in (Reversed, Noisy):
+        smaller = keras_rda.compress(model := attending(kind))
+        assert_same_outputs(model, smaller)
+        trained = values([smaller(x, training=True), smaller(x)])
+        assert np.abs(trained[0] - trained[1]).max() > 0.1
+    model = network(ReversedBlock())
+    kill_hidden(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    np.testing.assert_allclose(*values([smaller(x, training=True), model(x, training=True)]), rtol=1e-5, atol=1e-6)
+    assert "computes something else in training than its graph" in "".join(report.notes)
+
+
+def test_layers_that_are_called_in_two_ways_stay_one():
+    inputs = keras.Input((6, 4))
+    attention = CachedAttention(num_heads=4, key_dim=3, name="attention")
+    model = keras.Model(inputs, layers.Dense(2)(attention(attention(inputs, inputs), inputs, cache=inputs)))
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params()
+    twice = Double(name="twice")
+    model = keras.Model(inputs, layers.Dense(2)(twice(twice(inputs), by_value=True)))
+    kill_hidden(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params()
+    assert "is called elsewhere in a way that cannot be read" in "".join(report.notes)
+
+
+class Double(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.block = Block()
+
+    def build(self, shape):
+        self.block.build(shape)
+
+    def compute_output_spec(self, x, by_value=False):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+    def call(self, x, by_value=False):
+        return 2 * self.block(x) if by_value and float(keras.ops.sum(x)) > 0 else self.block(x)
+
+
+def test_numbers_that_are_too_large_for_float16():
+    """A dead channel of 1e5 is infinite in float16, and infinity times zero no number."""
+    inputs = keras.Input((3,))
+    hidden = layers.Dense(4, name="hidden")
+    x = keras.ops.cast(keras.ops.cast(hidden(inputs), "float16"), "float32")
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    kernel, bias = values(hidden.weights)
+    kernel, bias = kernel.copy(), bias.copy()
+    kernel[:, 0], bias[0] = 0, 1e5
+    hidden.set_weights([kernel, bias])
+    data = np.ones((2, 3), "float32")
+    np.testing.assert_array_equal(*values([model(data), keras_rda.compress(model)(data)]))
+
+
+def test_layers_of_one_name_that_take_more_than_a_tensor():
+    """They cannot be made anew under another name: all stay whole, and the report says so."""
+    model = network(Around(scale=3.0, name="one"), layers.Dense(4), Around(scale=3.0, name="two"))
+    kill_hidden(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert 'The name "uncopied" is used 2 times' in report.notes[-1]

@@ -1,7 +1,7 @@
 """Scattered zeros beside whole channels: top-1, σ, bytes and milliseconds of the files that both end in.
 
     python examples/benchmarks/structured.py --data-dir DIR
-    python examples/benchmarks/structured.py --task cifar10 --method dense channels_together --data-dir DIR
+    python examples/benchmarks/structured.py --task cifar10 --method channels_together --data-dir DIR
     python examples/benchmarks/structured.py --task digits --seed 0      # to try it
 
 Trains a network dense, with the recipe (scattered zeros), and by `channels` (`GroupL1`: whole input channels; see
@@ -36,7 +36,8 @@ ROUTES = {"dense": 0.0, "recipe": 0.95, "channels": 0.65} | dict.fromkeys(sorted
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=data.TASKS, default="cifar10_plain")
-    parser.add_argument("--method", nargs="+", choices=ROUTES, default=["recipe", "channels"], help="beside dense")
+    methods = [method for method in ROUTES if method != "dense"]
+    parser.add_argument("--method", nargs="+", choices=methods, default=["recipe", "channels"], help="beside dense")
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="default: of the task")
     parser.add_argument("--data-dir", help="prepared tensorflow-datasets directory; default: download to the usual one")
@@ -50,7 +51,7 @@ def main():
     cells = []
     for seed in arguments.seed:
         dense = None
-        for method in ("dense", *(method for method in ROUTES if method in arguments.method and method != "dense")):
+        for method in ("dense", *(method for method in methods if method in arguments.method)):
             places = {"data_dir": arguments.data_dir, "threads": 1}
             cell = data.make_cell(arguments.task, method, ROUTES[method], seed, arguments.epochs, **places)
             model = str(arguments.output / ("-".join(map(str, cell.key())) + ".keras"))
@@ -71,8 +72,17 @@ def main():
             "machine": data.MACHINE,
         }
         line["command"] = accuracy.command()
-    arguments.results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    keep(arguments.results, lines)
     Console(width=120).print(table(lines))
+
+
+def keep(file, lines):
+    """Write lines in place of those of the same cells; all others stay."""
+    new = {tuple(line[name] for name in data.KEY) for line in lines}
+    others = [line for line in data.read(file) if tuple(line[name] for name in data.KEY) not in new]
+    unfinished = file.with_suffix(".part")
+    unfinished.write_text("".join(json.dumps(line) + "\n" for line in [*others, *lines]))
+    unfinished.replace(file)
 
 
 def exported(cell, x_test, y_test):

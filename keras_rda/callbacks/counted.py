@@ -32,20 +32,20 @@ class Counted:
         return target
 
     def beyond(self, share, target):
-        """Whether the share is beyond the target before training has begun."""
+        """Whether a share that `share` has measured is beyond the target before training has begun."""
         return target + self.tolerance < share < 1  # at 1, where RDA begins, the first step forgets it
 
-    def met(self, share, target):
-        """Whether training that ends with the share has met the target."""
-        return abs(share - target) <= self.tolerance
-
-    def exact(self, share):
-        """The share of what a target is of, where `share` is what steering has measured."""
+    def gone(self, share):
+        """The share of what a target is of, where `share` has measured this one."""
         return share
 
-    def text(self, share):
-        """A share in messages, behind `name`."""
-        return str(round(float(share), 4))
+    def met(self, gone, target):
+        """Whether training has met the target with what is `gone`."""
+        return abs(gone - target) <= self.tolerance
+
+    def text(self, gone):
+        """What is gone in messages, behind `name`."""
+        return str(round(float(gone), 4))
 
 
 class Zeros(Counted):

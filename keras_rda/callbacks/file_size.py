@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_rda.callbacks.counted import LARGEST_TRIM, Channels, Zeros, together
+from keras_rda.checks import is_positive_integer
 from keras_rda.litert import sparse_format
 from keras_rda.litert.sizes import file_bytes
 from keras_rda.output import one_line
@@ -21,11 +22,12 @@ def parse(target):
     """The number of bytes of a text such as `"256 kB"`, or the whole number itself.
 
     Raises:
-        ValueError: the text tells none.
+        ValueError: it tells none.
     """
-    if not isinstance(target, str):
+    if is_positive_integer(target):
         return int(target)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmg]i?b|b)", target.strip().lower())
+    words = target.strip().lower().replace(",", "") if isinstance(target, str) else ""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmg]i?b|b)", words)
     if match and (number := math.floor(float(match[1]) * UNITS[match[2]])):
         return number
     raise ValueError(
@@ -56,8 +58,10 @@ class FileBytes(Zeros):
     FALLEN = 0.8
     # The last zeros are chosen for a file of at most what is asked, and at least so much of it, with so many trials.
     LEAST, TRIALS = 0.98, 8
-    # Until then somewhat larger files are aimed at, as not all zeros can be taken back.
+    # Until then somewhat more is aimed at, as not all zeros can be taken back.
     AIM = 1.03
+    # From one file to the next go at least so many measurements.
+    PATIENCE = 8
 
     def __init__(self, kernels, model, classes, quantize, target):
         super().__init__(kernels)
@@ -81,7 +85,7 @@ class FileBytes(Zeros):
             of_each = sum(kernel.of_each(classes.number) for kernel in classes.kernels)
             self._step = CHANNEL_BYTES + self._item * max(np.max(of_each), *(size for _, size in self._units))
         self._besides = self.dense - self._item * sum(size for _, _, size in self._parts)
-        self._off, self._written = 0.0, self.dense
+        self._off, self._written, self._waited = 0.0, self.dense, 0
         self.most = 1 - self._written_with([keras.ops.zeros_like(kernel.value) for kernel in kernels]) / self.dense
 
     @property
@@ -99,33 +103,46 @@ class FileBytes(Zeros):
         return target
 
     def beyond(self, share, target):
-        """Whether the file fits before training has begun."""
-        return share < 1 and self.bytes <= self.asked
+        """Whether the file is too small before training has begun."""
+        return share < 1 and self.bytes < self.LEAST * self.asked - self._step
 
-    def met(self, share, target):
+    def gone(self, share):
+        """The share of the dense file's bytes that a file which is written now lacks."""
+        try:
+            written = self._write()
+        except Exception as error:
+            self._warn(error)
+            written = self._estimate(*self._present())
+        return 1 - written / self.dense
+
+    def met(self, gone, target):
         """Whether the file has at most the bytes that are asked for, and not many less."""
-        return self.LEAST * self.asked - self._step <= (1 - share) * self.dense <= self.asked
+        return self.LEAST * self.asked - self._step <= round((1 - gone) * self.dense) <= self.asked
 
-    def text(self, share):
+    def text(self, gone):
         """The bytes of a file of which that share is gone."""
-        return f"{self.asked if share == self.target else round((1 - share) * self.dense):,}"
+        return f"{self.asked if gone == self.target else round((1 - gone) * self.dense):,}"
 
-    def exact(self, share):
-        """The share of its bytes that a file which is written now lacks."""
-        return 1 - self._write() / self.dense
+    def _aim(self, times):
+        """The bytes that are asked for, times so much; but of no more bytes than are steered."""
+        return self.asked + (times - 1) * min(self.asked, self._item * self.weights)
 
     def followed(self, target, arrays):
         """The σ at which the file would have the bytes that are asked for, with the smallest of `arrays()` at zero."""
         self._look()
         entries = _Entries(self._split(arrays := arrays()), self._sizes(), self._values(arrays))
-        return entries.share(self._limit(entries, self.AIM * self.asked))
+        return entries.share(self._limit(entries, self._aim(self.AIM)))
 
     def trim(self, magnitudes, target, exactly=False):
         """As `Zeros.trim`; `exactly`: by files that are written."""
         if not exactly:
-            return super().trim(magnitudes, self.followed(target, lambda: magnitudes))
+            return super().trim(magnitudes, target)
         entries = _Entries(self._split(magnitudes, all_of_them=True), self._sizes(), self._values(magnitudes))
-        limit = self._fitting(entries, magnitudes)
+        try:
+            limit = self._fitting(entries, magnitudes)
+        except Exception as error:
+            self._warn(error)
+            return super().trim(magnitudes, entries.share(self._limit(entries, self.asked)), exactly)
         if limit is None:
             return None
         now, then = entries.share(0.0), entries.share(limit)
@@ -140,7 +157,7 @@ class FileBytes(Zeros):
             return None
         self._off += written - self._estimate_at(entries, low)
         for _ in range(self.TRIALS):
-            limit = self._limit(entries, (1 + self.LEAST) / 2 * self.asked)
+            limit = self._limit(entries, self._aim((1 + self.LEAST) / 2))
             if not low < limit or (high is not None and not limit < high):
                 limit = entries.between(low, high)
             if limit is None:
@@ -172,18 +189,23 @@ class FileBytes(Zeros):
 
     def _look(self):
         """Write a file of the weights as they are, if the estimate has changed by much since the last one."""
+        self._waited += 1
         estimate = self._estimate(*self._present())
-        near, ratio = self.AIM**2 * self.asked, estimate / self._written
-        if self.FALLEN < ratio < 1 / self.FALLEN and not estimate <= near < self._written:
+        near, ratio = self._aim(self.AIM**2), estimate / self._written
+        changed = not self.FALLEN < ratio < 1 / self.FALLEN or estimate <= near < self._written
+        if not changed or self._waited < self.PATIENCE:
             return
+        self._waited = 0
         try:
             written = self._write()
         except Exception as error:  # such as weights that are not finite, which training goes on with as well
-            warnings.warn(f"TargetSparsity could not write a file to see its size: {one_line(error)}", stacklevel=2)
-            self._written = estimate
-            return
+            self._warn(error)
+            written = estimate
         self._off += written - estimate
         self._written = written
+
+    def _warn(self, error):
+        warnings.warn(f"TargetSparsity could not write a file to see its size: {one_line(error)}", stacklevel=2)
 
     def _present(self):
         """How many weights of each kernel are not zero, and which classes of channels something reads."""

@@ -138,7 +138,7 @@ class Steered:
             limit = min(limit, self.return_limit(optimizer, target))
         self.set_strength(optimizer, min(max(self.strength(optimizer), self.SMALLEST) * factor, limit))
         if progress >= schedule.end:
-            self.trim(optimizer)
+            self._trim(optimizer, target)
 
     def _remember(self, optimizer, sigma):
         optimizer.steering_memory.remember(self.positions, measured_density=1 - sigma)
@@ -184,14 +184,17 @@ class Steered:
         exponent = math.log(strength / float(optimizer.penalty.strength.numpy()))
         optimizer.steering_memory.set_exponents(self.positions, exponent)
 
-    def trim(self, optimizer, exactly=False):
-        """Zero the smallest weights or groups that are missing to the target; see `counted.Zeros.trim`.
+    def trim(self, optimizer):
+        """Zero the smallest weights or groups that are missing to the target at the end.
 
         Returns:
-            How many these were relative to those that are kept; in a large network, unless `exactly`, by a sample.
+            How many these were relative to those that are kept.
         """
+        return self._trim(optimizer, self.target, exactly=True)
+
+    def _trim(self, optimizer, target, exactly=False):
         magnitudes = self._magnitudes(optimizer)
-        found = self.counted.trim(magnitudes, self.target, exactly)
+        found = self.counted.trim(magnitudes, target, exactly)
         if found is None:
             return 0.0
         limit, share = found

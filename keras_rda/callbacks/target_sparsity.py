@@ -112,7 +112,7 @@ class TargetSparsity(keras.callbacks.Callback):
         targets, self._asked = [target], None
         if isinstance(target, Mapping) and target:
             targets = [value if isinstance(name, str) else None for name, value in target.items()]
-        if of == "bytes" and (isinstance(target, str) or is_positive_integer(target)):
+        if of == "bytes" and not (isinstance(target, Mapping) or (is_number(target) and 0 < target < 1)):
             self._asked, targets = file_size.parse(target), []
         for value in targets:
             if not is_number(value):
@@ -253,7 +253,7 @@ class TargetSparsity(keras.callbacks.Callback):
         if self._position == self._batches:
             optimizer = self._optimizer()  # raises if the model was compiled with another since
             for group in self._groups:
-                group.trimmed = group.trim(optimizer, exactly=True)
+                group.trimmed = group.trim(optimizer)
         elif before // self._interval != self._position // self._interval:
             shares = self._position / self._batches, self._interval / self._batches
             if sum(shares) > self.begin:  # the last measurement before steering is the first that it needs
@@ -282,7 +282,8 @@ class TargetSparsity(keras.callbacks.Callback):
         for group in self._groups:
             advice, counted, target = usual, group.counted, group.target
             share = group.measure(lambda kernels: [kernel.value for kernel in kernels])
-            share, steered = counted.exact(share), share
+            optimizer.steering_memory.forget(group.positions)
+            share, steered = counted.gone(share), share
             if self.of == "multiply_adds":
                 before, after = compression.multiply_adds(self.model)
                 share = 1 - after / before
@@ -291,13 +292,14 @@ class TargetSparsity(keras.callbacks.Callback):
                         "compress() also removes channels that only dead ones read. Choose a penalty by which whole "
                         'channels go, such as GroupL1(…, groups="channels", layout=model).'
                     )
-            optimizer.steering_memory.forget(group.positions)
             if not counted.met(share, target):
                 strength = group.strength(optimizer)
                 if strength >= 0.99 * group.LARGEST:  # a float32 exponent may miss it
                     advice = (
                         "No λ makes more weights zero: are the learning rate and the gradients above zero, and finite?"
                     )
+                elif share > target and advice == usual:
+                    advice = f"More went than asked for, and zeros are not all brought back. {usual}"
                 warnings.warn(
                     f"TargetSparsity: {group.name} ended at {counted.name} = {counted.text(share)}, not at "
                     f"{counted.text(target)}; λ is {strength:g}. {advice}",
@@ -402,7 +404,7 @@ class TargetSparsity(keras.callbacks.Callback):
             if group.begun(optimizer) is None and counted.beyond(now, target):
                 raise ValueError(
                     f"TargetSparsity: {group.name} is beyond the target {counted.text(target)} before it trains, with "
-                    f"{counted.name} = {counted.text(counted.exact(now))}, and steering does not bring weights back. "
+                    f"{counted.name} = {counted.text(counted.gone(now))}, and steering does not bring weights back. "
                     "Choose a target beyond that, or train from dense weights."
                 )
         return groups
@@ -412,6 +414,8 @@ class TargetSparsity(keras.callbacks.Callback):
         try:
             model = exporting.checked(self.model)
             found = classes.read(model)
+            if found is None:
+                raise ValueError(graph.without(model))
             return file_size.FileBytes(penalized, model, found, self.quantize, self._asked or self.target)
         except (ValueError, RuntimeError) as error:
             raise type(error)(f'TargetSparsity(of="bytes") writes files to see their size. {error}') from error

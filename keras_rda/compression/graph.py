@@ -149,9 +149,16 @@ def read(model, is_known):
         Tensor(tuple(tensor.shape), tensor.dtype, getattr(operation_of(tensor), "optional", False))
         for tensor in model.inputs
     ]
-    reader = _Reader(is_known)
-    outputs = reader.unroll(model, inputs)
-    return FlatModel(inputs, reader.calls, outputs, reader.traced)
+    refused: set[int] = set()
+    while True:
+        reader = _Reader(is_known, refused)
+        outputs = reader.unroll(model, inputs)
+        # A layer that is called again in a way that cannot be read alike would be there twice.
+        mixed = reader.unrolled & reader.attentions.keys()
+        mixed |= (reader.unrolled | reader.attentions.keys()) & {id(call.layer) for call in reader.calls if call.opaque}
+        if not mixed:
+            return FlatModel(inputs, reader.calls, outputs, reader.traced)
+        refused |= mixed
 
 
 class _Reader:
@@ -159,11 +166,17 @@ class _Reader:
 
     Args:
         is_known: As for `read`.
+        refused: `id`s of layers that stay one call each.
+
+    Attributes:
+        calls: What was listed.
+        unrolled: `id`s of layers made of layers, of which the calls within were listed; `traced`: their names.
+        attentions: The layers that were listed as multi-head attention, by `id`s of those that are derived from it.
     """
 
-    def __init__(self, is_known):
-        self.calls, self.traced = [], []
-        self._is_known, self._names, self._attentions = is_known, {}, {}
+    def __init__(self, is_known, refused):
+        self.calls, self.unrolled, self.traced, self.attentions = [], set(), [], {}
+        self._is_known, self._refused, self._names = is_known, refused, {}
 
     def unroll(self, model, inputs, prefix=(), extra=None):
         """List the calls of a functional model on `inputs`; return its outputs.
@@ -190,15 +203,19 @@ class _Reader:
         """List a call, or those within it; return its outputs."""
         inner, flat, reason = _inner(layer, args, kwargs), keras.tree.flatten(args[:1]), ""
         if inner is None and isinstance(layer, keras.layers.Layer) and not self._is_known(layer):
-            flat = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Tensor)]
+            flat = tracing.distinct(args, kwargs, _is_tensor)
             try:
+                if id(layer) in self._refused:
+                    raise tracing.Untraceable("is called elsewhere in a way that cannot be read")
                 if any(has_mask(tensor) for tensor in (*node.input_tensors, *node.outputs)):
                     raise tracing.Untraceable("is given a mask, or makes one")
-                if (attention := self._attention(layer, args, kwargs)) is not None:
-                    layer, kwargs = attention
-                else:
+                attention = self._attention(layer, args, kwargs)
+                if attention is None:
                     inner = tracing.trace(layer, args, kwargs, _is_tensor)
                     self.traced.append(layer.name)
+                    self.unrolled.add(id(layer))
+                else:
+                    layer, kwargs = attention
             except tracing.Untraceable as error:
                 reason = str(error)
         if inner is None:
@@ -217,7 +234,7 @@ class _Reader:
             plain, kwargs = tracing.as_attention(layer, args, kwargs, _is_tensor)
         except tracing.Untraceable:
             return None
-        return self._attentions.setdefault(id(layer), plain), kwargs
+        return self.attentions.setdefault(id(layer), plain), kwargs
 
     def _name(self, layer, prefix):
         """A layer keeps its name; a second layer of that name (from a nested model) gets the nested models' in

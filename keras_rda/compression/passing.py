@@ -77,7 +77,9 @@ def cast(analysis, call):
     """Another precision; but what is or becomes no floating-point number is for masks and indices."""
     if any("float" not in tensor.dtype for tensor in (*call.inputs, *call.outputs)):
         return mixing(analysis, call)
-    return elementwise(analysis, call)
+    # Larger numbers than float16 has become infinite.
+    rule = fragile(elementwise) if call.outputs[0].dtype == "float16" else elementwise
+    return rule(analysis, call)
 
 
 def identity(analysis, call):

@@ -128,7 +128,8 @@ def _copy(call, analysis):
         analysis.notes.append(
             f"{type(layer).__name__} '{call.name}': used by both models; its configuration does not make it anew."
         )
-        if call.name != layer.name and call.inputs == list(call.args[:1]):  # another layer has its name
+        alone = call.inputs == list(call.args) and len(call.args) == 1 and call.kwargs.keys() <= {"training"}
+        if call.name != layer.name and alone:  # another layer has its name
             return keras.Sequential([layer], name=call.name), None
     return layer, None
 

@@ -41,28 +41,28 @@ def trace(layer, args, kwargs, is_tensor):
         raise Untraceable(f"has weights of its own ({', '.join(variable.name for variable in own)})")
     if not _keras.sublayers(layer):
         raise Untraceable("has no layers within")
-    tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if is_tensor(leaf)]
+    tensors = distinct(args, kwargs, is_tensor)
     if wrong := {t.dtype for t in tensors if "float" in t.dtype} - {layer.compute_dtype}:
         raise Untraceable(f"computes in {layer.compute_dtype} on {', '.join(sorted(wrong))}")
     try:
-        return _traced(layer, args, kwargs, is_tensor, tensors, None)
+        return _traced(layer, args, kwargs, tensors, None)
     except Untraceable as error:
         if all(tensor.shape[0] is not None for tensor in tensors):
             raise
         try:  # what is made for a batch of one, such as a mask, may do for any: the check tells
-            return _traced(layer, args, kwargs, is_tensor, tensors, 1)
+            return _traced(layer, args, kwargs, tensors, 1)
         except Untraceable:
             raise error from None
 
 
-def _traced(layer, args, kwargs, is_tensor, tensors, batch_size):
+def _traced(layer, args, kwargs, tensors, batch_size):
     inputs = [
         keras.Input(batch_shape=(tensor.shape[0] or batch_size, *tensor.shape[1:]), dtype=tensor.dtype)
         for tensor in tensors
     ]
     with keras.StatelessScope() as scope, _keras.nodes_restored(layer), _keras.shapes_by_call(layer):
         try:
-            outputs = _call(layer.call, args, kwargs, is_tensor, inputs)
+            outputs = _call(layer.call, args, kwargs, tensors, inputs)
         except Exception as error:  # whatever the user's code makes of symbolic tensors
             open_sizes = any(None in tensor.shape[1:] for tensor in tensors)
             advice = "; call the model on an Input of fixed size" if open_sizes else ""
@@ -82,7 +82,7 @@ def _traced(layer, args, kwargs, is_tensor, tensors, batch_size):
         raise Untraceable(f"is made of layers that do not tell what they return ({wrong.name})")
     if any(tensor.shape[0] is None for tensor in tensors):
         _keras.free_reshapes(model, batch_size)
-    _check(layer, args, kwargs, is_tensor, tensors, model)
+    _check(layer, args, kwargs, tensors, model)
     return model
 
 
@@ -99,28 +99,37 @@ def as_attention(layer, args, kwargs, is_tensor):
         Untraceable: it computes something else.
     """
     plain = _keras.as_base(layer, keras.layers.MultiHeadAttention)
-    if len(plain.weights) != (8 if plain.get_config()["use_bias"] else 4):
-        raise Untraceable("has other weights than multi-head attention")
+    if len(plain.weights) != (8 if plain.get_config()["use_bias"] else 4) or _keras.added_layers(layer):
+        raise Untraceable("has other weights or layers than multi-head attention")
     taken = inspect.signature(plain.call).parameters
     given = {name: value for name, value in kwargs.items() if name in taken or value is not None}
     if unknown := given.keys() - taken.keys():
         raise Untraceable(f"takes what multi-head attention does not ({', '.join(sorted(unknown))})")
-    tensors = [leaf for leaf in keras.tree.flatten((args, kwargs)) if is_tensor(leaf)]
-    _check(layer, args, kwargs, is_tensor, tensors, lambda values: _call(plain, args, given, is_tensor, values))
+    tensors = distinct(args, kwargs, is_tensor)
+
+    def model(values, **options):
+        return _call(plain, args, given | options, tensors, values)
+
+    _check(layer, args, kwargs, tensors, model)
     return plain, given
 
 
-def _call(function, args, kwargs, is_tensor, values):
-    """The function of the arguments, with `values` in place of the tensors."""
-    values = iter(values)
-    args, kwargs = keras.tree.map_structure(lambda leaf: next(values) if is_tensor(leaf) else leaf, (args, kwargs))
+def distinct(args, kwargs, is_tensor):
+    """The tensors among arguments, each once: a layer may ask whether two of them are one."""
+    return list(dict.fromkeys(leaf for leaf in keras.tree.flatten((args, kwargs)) if is_tensor(leaf)))
+
+
+def _call(function, args, kwargs, tensors, values):
+    """The function of the arguments, with `values` in place of `tensors`."""
+    value_of = {id(tensor): value for tensor, value in zip(tensors, values, strict=True)}
+    args, kwargs = keras.tree.map_structure(lambda leaf: value_of.get(id(leaf), leaf), (args, kwargs))
     return function(*args, **kwargs)
 
 
-def _check(layer, args, kwargs, is_tensor, tensors, model):
+def _check(layer, args, kwargs, tensors, model):
     """Raise unless the model, a function of `tensors`, computes what the layer does, on several draws of numbers, and
     with other weights after the first: what is computed of weights outside their layers would be a constant of the
-    graph."""
+    graph. In training too, where nothing random is within."""
     weights = []
     for seed, draw in enumerate(DRAWS):
         random, ours = np.random.default_rng(seed), None
@@ -129,10 +138,7 @@ def _check(layer, args, kwargs, is_tensor, tensors, model):
         for size in SIZES:
             values = [_draw(tensor, size, random, draw) for tensor in tensors]
             try:
-                with keras.StatelessScope(state_mapping=weights):
-                    theirs = _call(layer, args, kwargs, is_tensor, values)
-                with keras.StatelessScope(state_mapping=weights):
-                    ours = model(values)
+                theirs, ours = _both(layer, args, kwargs, tensors, model, values, weights, {})
                 if any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten((ours, theirs))):
                     ours, failure = None, "it has no values"
                 break
@@ -140,13 +146,33 @@ def _check(layer, args, kwargs, is_tensor, tensors, model):
                 failure = error
         if ours is None:
             raise Untraceable(f"cannot be tried on numbers ({first_line(failure)})")
-        for a, b in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True):
-            a, b = keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
-            scale = np.abs(b[np.isfinite(b)]).max(initial=0.0) if b.dtype.kind == "f" else 0
-            if a.shape != b.shape or not np.allclose(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True):
-                raise Untraceable(
-                    "computes something else than its graph: it draws numbers, or looks at values or weights"
-                )
+        if not _are_close(theirs, ours):
+            raise Untraceable("computes something else than its graph: it draws numbers, or looks at values or weights")
+    trains = "training" in inspect.signature(layer.call).parameters and kwargs.get("training") is None
+    if trains and not _keras.is_random(layer):
+        try:
+            alike = _are_close(*_both(layer, args, kwargs, tensors, model, values, weights, {"training": True}))
+        except Exception as error:
+            raise Untraceable(f"cannot be tried in training ({first_line(error)})") from error
+        if not alike:
+            raise Untraceable("computes something else in training than its graph")
+
+
+def _both(layer, args, kwargs, tensors, model, values, weights, options):
+    """What the layer and the model make of values, with other `weights`."""
+    with keras.StatelessScope(state_mapping=weights):
+        theirs = _call(layer, args, kwargs | options, tensors, values)
+    with keras.StatelessScope(state_mapping=weights):
+        return theirs, model(values, **options)
+
+
+def _are_close(theirs, ours):
+    for a, b in zip(keras.tree.flatten(ours), keras.tree.flatten(theirs), strict=True):
+        a, b = keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b)
+        scale = np.abs(b[np.isfinite(b)]).max(initial=0.0) if b.dtype.kind == "f" else 0
+        if a.shape != b.shape or not np.allclose(a, b, rtol=1e-5, atol=1e-5 * scale, equal_nan=True):
+            return False
+    return True
 
 
 def _draw(tensor, size, random, draw):
