@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import BACKEND, compiled, values
+from test_target_sparsity import residual_network
 
 import keras_rda
 from keras_rda.callbacks import file_size
@@ -30,21 +31,6 @@ def network():
             layers.Dense(10),
         ]
     )
-
-
-def residual_network():
-    layers = keras.layers
-
-    def convolution(x, filters, strides=1):
-        x = layers.Conv2D(filters, 3, strides=strides, padding="same", use_bias=False)(x)
-        return layers.BatchNormalization(momentum=0.9)(x)
-
-    inputs = keras.Input((8, 8, 1))
-    x = layers.ReLU()(convolution(inputs, 48, 2))
-    for _ in range(2):
-        inner = layers.ReLU()(convolution(x, 48))
-        x = layers.ReLU()(layers.Add()([x, convolution(inner, 48)]))
-    return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
 def train(model, digits, target, optimizer=keras_rda.XRDA, penalty=1e-6, epochs=10):
@@ -77,7 +63,7 @@ def train(model, digits, target, optimizer=keras_rda.XRDA, penalty=1e-6, epochs=
 def test_ends_with_a_file_that_fits(target, quantize, kind, optimizer, digits, tmp_path):
     """Warnings are errors: a file that does not fit, or is much smaller, gives one."""
     keras.utils.set_random_seed(0)
-    model = residual_network() if kind == "residual" else network()
+    model = residual_network(48, 2) if kind == "residual" else network()
     by_weights = kind in ("weights", "residual")
     penalty = 1e-6 if by_weights else keras_rda.GroupL1(1e-6, groups=kind, layout=model)
     train(model, digits, keras_rda.TargetSparsity(target, of="bytes", quantize=quantize), optimizer, penalty)

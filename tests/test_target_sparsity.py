@@ -14,7 +14,7 @@ STEERED = {name: case for name, case in OPTIMIZERS.items() if case.steered is no
 TARGETS = {0.8: "MRDA", 0.9: "RMDA", 0.95: "XRDA", 0.98: "ProxSGD-momentum"}  # and which of them is steered by default
 
 
-def residual_network():
+def residual_network(filters=24, blocks=1):
     layers = keras.layers
 
     def convolution(x, filters, strides=1):
@@ -22,8 +22,10 @@ def residual_network():
         return layers.BatchNormalization(momentum=0.9)(x)
 
     inputs = keras.Input((8, 8, 1))
-    x = layers.ReLU()(convolution(inputs, 24, 2))
-    x = layers.ReLU()(layers.Add()([x, convolution(layers.ReLU()(convolution(x, 24)), 24)]))
+    x = layers.ReLU()(convolution(inputs, filters, 2))
+    for _ in range(blocks):
+        inner = layers.ReLU()(convolution(x, filters))
+        x = layers.ReLU()(layers.Add()([x, convolution(inner, filters)]))
     return keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
 
 
