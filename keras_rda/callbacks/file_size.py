@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_rda.callbacks.counted import LARGEST_TRIM, Channels, Zeros, together
-from keras_rda.checks import is_positive_integer
+from keras_rda.checks import is_number, is_positive_integer
 from keras_rda.litert import sparse_format
 from keras_rda.litert.sizes import file_bytes
 from keras_rda.output import one_line
@@ -19,11 +19,13 @@ ITEM_BYTES = {None: 4, "float16": 2, "dynamic": 1, "int8": 1}
 
 
 def parse(target):
-    """The number of bytes of a text such as `"256 kB"`, or the whole number itself.
+    """The number of bytes of a text such as `"256 kB"`, or the whole number itself; None of a share.
 
     Raises:
         ValueError: it tells none.
     """
+    if is_number(target) and 0 < target < 1:
+        return None
     if is_positive_integer(target):
         return int(target)
     words = target.strip().lower().replace(",", "") if isinstance(target, str) else ""

@@ -112,8 +112,9 @@ class TargetSparsity(keras.callbacks.Callback):
         targets, self._asked = [target], None
         if isinstance(target, Mapping) and target:
             targets = [value if isinstance(name, str) else None for name, value in target.items()]
-        if of == "bytes" and not (isinstance(target, Mapping) or (is_number(target) and 0 < target < 1)):
-            self._asked, targets = file_size.parse(target), []
+        if of == "bytes" and not isinstance(target, Mapping):
+            self._asked = file_size.parse(target)
+            targets = targets if self._asked is None else []
         for value in targets:
             if not is_number(value):
                 raise TypeError(

@@ -149,7 +149,7 @@ def read(model, is_known):
         Tensor(tuple(tensor.shape), tensor.dtype, getattr(operation_of(tensor), "optional", False))
         for tensor in model.inputs
     ]
-    refused: set[int] = set()
+    refused = set()
     while True:
         reader = _Reader(is_known, refused)
         outputs = reader.unroll(model, inputs)
