@@ -1,5 +1,7 @@
 """LiteRT files: right, small, and nothing broken left behind."""
 
+import contextlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -539,10 +541,13 @@ def test_sizes_that_are_unknown_are_given(shapes, tmp_path):
     x = keras.layers.Embedding(9, 6)(tokens) * keras.ops.expand_dims(keras.ops.cast(mask, "float32"), -1)
     x = keras.layers.MultiHeadAttention(2, 3)(x, x, use_causal_mask=True)
     model = keras.Model({"tokens": tokens, "mask": mask}, keras.layers.Dense(4)(x))
-    with pytest.raises(
-        keras_rda.ExportError, match=r"StridedSlice\. With fixed sizes it may do: export\(…, input_shapes"
-    ):
-        keras_rda.export(model, tmp_path / "model.tflite")
+    refused = contextlib.nullcontext()
+    if tuple(map(int, importlib.metadata.version("tensorflow").split(".")[:2])) >= (2, 21):
+        refused = pytest.raises(
+            keras_rda.ExportError, match=r"StridedSlice\. With fixed sizes it may do: export\(…, input_shapes"
+        )
+    with refused:
+        assert keras_rda.export(model, tmp_path / "model.tflite").chosen.passed
     report = keras_rda.export(model, tmp_path / "model.tflite", input_shapes=shapes)
     assert report.chosen.passed
     data = {"tokens": np.arange(14).reshape(2, 7) % 9, "mask": np.ones((2, 7))}
