@@ -620,3 +620,33 @@ def test_channels_that_only_dead_ones_read_are_named(digits):
     callback._position = callback._batches
     with pytest.warns(UserWarning, match=r"compress\(\) also removes channels that only dead ones read"):
         callback._judge()
+
+
+def test_groups_of_one_magnitude_do_not_all_go(digits):
+    """All start alike and fall alike while λ rises: together, unless λ is bound by what would go in an interval."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+
+    def convolution(x):
+        x = layers.Conv2D(32, 3, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
+        return layers.BatchNormalization(momentum=0.9)(x)
+
+    x = layers.ReLU()(convolution(inputs))
+    for _ in range(3):
+        x = layers.ReLU()(layers.Add()([x, convolution(layers.ReLU()(convolution(x)))]))
+    model = keras.Model(inputs, layers.Dense(10)(layers.GlobalAveragePooling2D()(x)))
+    rate = keras.optimizers.schedules.CosineDecay(1.0, 6 * 64)
+    compiled(model, keras_rda.XRDA(rate, keras_rda.GroupL1(1e-6, "channels", model), weight_decay=5e-4))
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch % 8 == 7:
+                (group,) = target._groups
+                seen.append(group.measure(self.model.optimizer.sparse_weights))
+
+    target = keras_rda.TargetSparsity(0.333, of="multiply_adds", interval=6)
+    x, y = digits[0][:1024], digits[1][:1024]
+    model.fit(x, y, batch_size=16, epochs=6, verbose=0, callbacks=[target, Watch()])
+    assert max(seen) < 0.6
+    assert model.evaluate(x, y, verbose=0, return_dict=True)["loss"] < 0.6

@@ -377,7 +377,8 @@ def test_steering_begins_at_the_present_sparsity_and_epoch(digits):
 def test_zeros_beyond_the_target_come_back(digits, penalty):
     """By their gradients, where no average remembers them: without that, so short a training ends at 0.55."""
     model = compiled(dense_network(), keras_rda.XRDA(0.5, penalty))
-    assert steer(model, digits, 0.5, epochs=4)[-1] == pytest.approx(0.5, abs=0.005)
+    group = 0.009  # at most: 32 of 3,680 weights
+    assert steer(model, digits, 0.5, epochs=4)[-1] == pytest.approx(0.5, abs=0.005 if penalty == 1e-6 else group)
 
 
 @pytest.mark.filterwarnings(SHORT)

@@ -70,6 +70,11 @@ class Zeros(Counted):
         self._samples = {}
 
     @property
+    def in_groups(self):
+        """Whether weights become zero together."""
+        return max(size for _, size in self._units) > 1
+
+    @property
     def units(self):
         """How many weights or groups become zero each by itself."""
         return sum(number for number, _ in self._units)
@@ -190,6 +195,7 @@ class MultiplyAdds(Counted):
     """
 
     name = "the share of multiply-adds that is gone"
+    in_groups = True
 
     def __init__(self, kernels, classes, variables):
         self._classes = classes

@@ -17,6 +17,9 @@ LARGEST_CHANGE = 1.0
 # It hardly brings weights back, so it aims at MARGIN times the nonzero weights wanted; the smallest become zero when σ
 # has risen.
 MARGIN = 1.1
+# Groups may be of nearly one magnitude, and then go all at once. So λ is at most what makes this share of those that
+# should be left go within an interval, without gradients that keep them; and falls to that by a factor of up to e⁴.
+AT_ONCE, LARGEST_FALL = 0.1, 4.0
 # Updates from one measurement of σ to the next: INTERVAL, but more where there would be more than MOST_MEASUREMENTS,
 # and fewer where there would not be ENOUGH_MEASUREMENTS while σ rises.
 INTERVAL, ENOUGH_MEASUREMENTS, MOST_MEASUREMENTS = 8, 60, 500
@@ -133,6 +136,7 @@ class Steered:
         self._remember(optimizer, sigma)
         aim = with_margin(target)
         aim = schedule.sparsity(ahead, min(initial, aim), aim)
+        limit = min(limit, self._limit_of_groups(optimizer, aim, measurement.updates))
         factor = feedback(sigma, 1 - density if density else None, aim, measurement.gain)
         if progress >= schedule.end and sigma > target:
             limit = min(limit, self.return_limit(optimizer, target))
@@ -158,6 +162,13 @@ class Steered:
             keras.ops.minimum(magnitude / step, self.LARGEST)
             for magnitude, (_, (_, step)) in zip(magnitudes, points, strict=True)
         ]
+
+    def _limit_of_groups(self, optimizer, aim, updates):
+        """The λ from which on too many groups may go at once; infinite where weights go each by itself."""
+        if not self.counted.in_groups or (step := optimizer.prox_step()) is None:
+            return math.inf
+        level = self.counted.limit(self._magnitudes(optimizer), aim + AT_ONCE * (1 - aim))
+        return max(level / max(step * updates, 1e-12), self.strength(optimizer) * math.exp(-LARGEST_FALL))
 
     def return_limit(self, optimizer, target):
         """The λ at which zeros beyond the target share come back with the next step; infinite where nothing tells."""

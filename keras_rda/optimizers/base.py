@@ -269,6 +269,11 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         """`prox_point` of a `Trained` variable as its state is; before its first step no `step` is above zero."""
         return self.prox_point(self.now(trained.position), trained.state)
 
+    def prox_step(self):
+        """By how much an update with λ = 1 and without gradients lowers what the penalty compares with λ, at least;
+        None where an update does not tell."""
+        return None
+
     def return_strengths(self, kernels):
         """The λ below which each zero of `kernels`, a list of `Trained`, comes back with the next step, if its gradient
         is as before: tensors of their shapes. None where the slots do not tell."""

@@ -140,6 +140,9 @@ class XRDA(PenalizedOptimizer):
     def prox_point(self, now, slots):
         return (slots["center"], slots["threshold"]) if "threshold" in slots else None
 
+    def prox_step(self):
+        return float(ops.convert_to_numpy(self.learning_rate))
+
     def return_strengths(self, kernels):
         states = [kernel.state for kernel in kernels]
         if any("center" in state for state in states):
