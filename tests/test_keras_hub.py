@@ -159,7 +159,7 @@ def moonshine():
 
 
 def fixed(make):
-    """With inputs of one size, which LiteRT files need and decoders of texts too."""
+    """With inputs of one size, without which most decoders of texts cannot be read."""
 
     def made():
         model = make()
@@ -474,7 +474,7 @@ def main():
             except Exception as error:
                 print(f"| {name} | FAILED {type(error).__name__}: {str(error)[:500]}")
                 continue
-        print(f"| {name} | {measured.left:.2f} | {measured.difference:.0e} | {measured.exported[:160]} |", flush=True)
+        print(f"| {name} | {measured.left:.2f} | {measured.difference:.0g} | {measured.exported[:160]} |", flush=True)
 
 
 if __name__ == "__main__":

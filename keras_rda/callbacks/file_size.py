@@ -72,18 +72,17 @@ class FileBytes(Zeros):
         self.bytes = self._write()
         self._share = 1 - self.asked / self.dense
         self._channels = [Channels(kernels, classes, model.variables, role) for role in ("reads", "computes")]
+        self._sizes = [math.prod(kernel.variable.shape) for kernel in kernels]
         places = {id(kernel.variable): place for place, kernel in enumerate(kernels)}
         channels = {id(kernel.variable): kernel for kernel in classes.kernels}
         # Of each kernel that can get smaller: its place among ours (None: it is none), its channels if it has any, and
         # its size.
-        self._parts = [
-            (place, channels.get(key), math.prod(kernels[place].variable.shape)) for key, place in places.items()
-        ]
+        self._parts = [(place, channels.get(key), self._sizes[place]) for key, place in places.items()]
         self._parts += [(None, kernel, kernel.size) for key, kernel in channels.items() if key not in places]
         self._sparse = [_SparseBytes(kernel.variable.shape, self._item) for kernel in kernels]
         # By how much the bytes jump where weights become zero in groups.
         self._step = 0.0
-        if max(size for _, size in self._units) > 1:
+        if self.in_groups:
             of_each = sum(kernel.of_each(classes.number) for kernel in classes.kernels)
             self._step = CHANNEL_BYTES + self._item * max(np.max(of_each), *(size for _, size in self._units))
         self._besides = self.dense - self._item * sum(size for _, _, size in self._parts)
@@ -132,14 +131,14 @@ class FileBytes(Zeros):
     def followed(self, target, arrays):
         """The σ at which the file would have the bytes that are asked for, with the smallest of `arrays()` at zero."""
         self._look()
-        entries = _Entries(self._split(arrays := arrays()), self._sizes(), self._values(arrays))
+        entries = _Entries(self._split(arrays := arrays()), self._sizes, self._values(arrays))
         return entries.share(self._limit(entries, self._aim(self.AIM)))
 
     def trim(self, magnitudes, target, exactly=False):
         """As `Zeros.trim`; `exactly`: by files that are written."""
         if not exactly:
             return super().trim(magnitudes, target)
-        entries = _Entries(self._split(magnitudes, all_of_them=True), self._sizes(), self._values(magnitudes))
+        entries = _Entries(self._split(magnitudes, all_of_them=True), self._sizes, self._values(magnitudes))
         try:
             limit = self._fitting(entries, magnitudes)
         except Exception as error:
@@ -241,12 +240,9 @@ class FileBytes(Zeros):
             low, high = (low, middle) if self._estimate_at(entries, steps[middle]) <= wanted else (middle, high)
         return float(steps[high])
 
-    def _sizes(self):
-        return [math.prod(kernel.variable.shape) for kernel in self._kernels]
-
     def _split(self, arrays, all_of_them=False):
         """The entries of each array, of all or of a sample."""
-        elements, sizes = self._elements(arrays, all_of_them), self._sizes()
+        elements, sizes = self._elements(arrays, all_of_them), self._sizes
         if len(elements) < self.weights:
             sizes = [len(self._samples[position]) for position in self._positions]
         return np.split(elements, np.cumsum(sizes)[:-1])

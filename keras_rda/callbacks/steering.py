@@ -1,6 +1,7 @@
 """How λ is steered: the σ that is wanted, a feedback, a quantile, and the last weights."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 
@@ -122,8 +123,9 @@ class Steered:
         if progress <= schedule.begin:
             self._remember(optimizer, self.measure(optimizer.sparse_weights))
             return
+        magnitudes = functools.cache(lambda: self._magnitudes(optimizer))  # no weight changes before the trim
         strengths, limit = self.critical_strengths(optimizer), math.inf
-        target = self.counted.followed(self.target, lambda: strengths or self._magnitudes(optimizer))
+        target = self.counted.followed(self.target, lambda: strengths or magnitudes())
         initial, ahead = recall(self.positions[0], "initial_sparsity"), progress + measurement.interval
         if strengths is not None:
             wanted = schedule.sparsity(ahead, initial, target)
@@ -136,13 +138,13 @@ class Steered:
         self._remember(optimizer, sigma)
         aim = with_margin(target)
         aim = schedule.sparsity(ahead, min(initial, aim), aim)
-        limit = min(limit, self._limit_of_groups(optimizer, aim, measurement.updates))
+        limit = min(limit, self._limit_of_groups(optimizer, magnitudes, aim, measurement.updates))
         factor = feedback(sigma, 1 - density if density else None, aim, measurement.gain)
         if progress >= schedule.end and sigma > target:
             limit = min(limit, self.return_limit(optimizer, target))
         self.set_strength(optimizer, min(max(self.strength(optimizer), self.SMALLEST) * factor, limit))
         if progress >= schedule.end:
-            self._trim(optimizer, target)
+            self._trim(magnitudes(), target)
 
     def _remember(self, optimizer, sigma):
         optimizer.steering_memory.remember(self.positions, measured_density=1 - sigma)
@@ -163,11 +165,11 @@ class Steered:
             for magnitude, (_, (_, step)) in zip(magnitudes, points, strict=True)
         ]
 
-    def _limit_of_groups(self, optimizer, aim, updates):
+    def _limit_of_groups(self, optimizer, magnitudes, aim, updates):
         """The λ from which on too many groups may go at once; infinite where weights go each by itself."""
         if not self.counted.in_groups or (step := optimizer.prox_step()) is None:
             return math.inf
-        level = self.counted.limit(self._magnitudes(optimizer), aim + AT_ONCE * (1 - aim))
+        level = self.counted.limit(magnitudes(), aim + AT_ONCE * (1 - aim))
         return max(level / max(step * updates, 1e-12), self.strength(optimizer) * math.exp(-LARGEST_FALL))
 
     def return_limit(self, optimizer, target):
@@ -201,10 +203,9 @@ class Steered:
         Returns:
             How many these were relative to those that are kept.
         """
-        return self._trim(optimizer, self.target, exactly=True)
+        return self._trim(self._magnitudes(optimizer), self.target, exactly=True)
 
-    def _trim(self, optimizer, target, exactly=False):
-        magnitudes = self._magnitudes(optimizer)
+    def _trim(self, magnitudes, target, exactly=False):
         found = self.counted.trim(magnitudes, target, exactly)
         if found is None:
             return 0.0

@@ -13,7 +13,7 @@ from keras_rda.callbacks import file_size, steering
 from keras_rda.callbacks.counted import TOLERANCE, MultiplyAdds
 from keras_rda.checks import check_number, is_number, is_positive_integer
 from keras_rda.compression import classes, graph
-from keras_rda.litert import exporting
+from keras_rda.litert import convert, exporting
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 from keras_rda.penalties import L1
 from keras_rda.types import Quantization
@@ -104,7 +104,7 @@ class TargetSparsity(keras.callbacks.Callback):
         super().__init__()
         if of not in (choices := ("zeros", "multiply_adds", "bytes")):
             raise ValueError(f"TargetSparsity: of must be one of {choices}; received {of!r}.")
-        if quantize not in (None, "float16", "dynamic", "int8") or (quantize is not None and of != "bytes"):
+        if quantize not in convert.QUANTIZATIONS or (quantize is not None and of != "bytes"):
             raise ValueError(
                 'TargetSparsity: quantize goes with of="bytes", and is None, "float16", "dynamic" or "int8"; received '
                 f"quantize={quantize!r} with of={of!r}."
