@@ -35,7 +35,9 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     table, numbers = {}, []
     for outcome in ("passed", "failed", "skipped"):
-        reports = [report for report in terminalreporter.getreports(outcome) if report.user_properties]
+        reports = terminalreporter.getreports(outcome)
+        # A module that is skipped whole has a report of its collection in the place of its tests'.
+        reports = [report for report in reports if isinstance(report, pytest.TestReport) and report.user_properties]
         numbers.append(f"{len(reports)} {outcome}")
         for report in reports:
             for _, (optimizer, feature, precision, mode) in report.user_properties:
