@@ -28,7 +28,7 @@ class VariableSparsity:
     penalised: bool | None = None
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """σ = zeros / size."""
         return self.zeros / self.size if self.size else 0.0
 
@@ -44,7 +44,7 @@ class SparsitySummary:
     rows: tuple[VariableSparsity, ...]
     multiply_adds: tuple[int, int] | None = None
 
-    def sparsity(self, kernels_only=False):
+    def sparsity(self, kernels_only: bool = False) -> float:
         """σ over all rows (eq. 30), or over the kernels."""
         rows = [row for row in self.rows if row.kernel or not kernels_only]
         size = sum(row.size for row in rows)

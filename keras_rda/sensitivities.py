@@ -81,7 +81,8 @@ def sensitivity(
 
     Args:
         model: A built and compiled Keras model. Its weights are put back.
-        x, y: Data as for `model.evaluate`; some hundred samples tell.
+        x: Samples as for `model.evaluate`; some hundred tell.
+        y: Their targets, where `x` has none.
         sparsities: σ, numbers above 0 and at most 1.
 
     Returns:

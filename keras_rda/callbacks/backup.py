@@ -33,10 +33,9 @@ class Backup(keras.callbacks.Callback):
             such a model with such an optimizer.
         OSError: there is no room, or no right, to write beside `path`; the backup of the epoch before is kept.
 
-    Example:
-
-    >>> backup = keras_rda.Backup("run.npz")
-    >>> history = model.fit(x, y, epochs=3, shuffle=False, callbacks=[backup], verbose=0)
+    Examples:
+        >>> backup = keras_rda.Backup("run.npz")
+        >>> history = model.fit(x, y, epochs=3, shuffle=False, callbacks=[backup], verbose=0)
     """
 
     def __init__(self, path: Path, delete_checkpoint: bool = True) -> None:

@@ -79,13 +79,12 @@ class TargetSparsity(keras.callbacks.Callback):
         ValueError: an argument is out of its range; when training begins, a target that cannot be met: below the
             present σ, of kernels too small for it, of names that match nothing, or with too few batches to steer.
 
-    Example:
-
-    >>> rate = keras.optimizers.schedules.CosineDecay(1.0, 20 * math.ceil(len(x) / 32))
-    >>> model.compile(keras_rda.XRDA(rate), loss="mse")
-    >>> history = model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0)
-    >>> round(keras_rda.sparsity(model, kernels_only=True), 2)
-    0.9
+    Examples:
+        >>> rate = keras.optimizers.schedules.CosineDecay(1.0, 20 * math.ceil(len(x) / 32))
+        >>> model.compile(keras_rda.XRDA(rate), loss="mse")
+        >>> history = model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0)
+        >>> round(keras_rda.sparsity(model, kernels_only=True), 2)
+        0.9
     """
 
     FEWEST_MEASUREMENTS = 30

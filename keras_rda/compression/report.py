@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -53,14 +54,14 @@ class CompressionReport:
     rows: tuple[LayerCompression, ...]
     notes: tuple[str, ...]
 
-    def total(self, name):
+    def total(self, name: str) -> tuple[int | None, ...]:
         """(before, after) of `"parameters"`, `"multiply_adds"` or `"bytes"`; None if it is unknown of a layer."""
         pairs = [getattr(row, name) for row in self.rows]
         return tuple(
             None if any(pair[side] is None for pair in pairs) else sum(pair[side] for pair in pairs) for side in (0, 1)
         )
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, strings and numbers."""
         totals = {name: list(self.total(name)) for name in ("parameters", "multiply_adds", "bytes")}
         rows = [dataclasses.asdict(row) for row in self.rows]

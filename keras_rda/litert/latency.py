@@ -18,7 +18,8 @@ class Latency:
     Attributes:
         name: The file's name in `benchmark`.
         median: Seconds.
-        lower, upper: Quartiles, seconds.
+        lower: The first quartile, seconds.
+        upper: The third.
         rounds: How many invocations were timed.
     """
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from keras_rda.litert.machines import here
 from keras_rda.litert.verification import Check, worst
 from keras_rda.litert.weights import TensorEncoding
 from keras_rda.litert.xnnpack import SparseKernels
+from keras_rda.types import Path
 
 # What the parts of candidates' names mean.
 _WORDS = {"compressed": "dead channels removed", "sparse": "zeros stored sparsely", "dense": "zeros stored in full"}
@@ -36,16 +38,17 @@ class Candidate:
     notes: tuple[str, ...] = ()
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
+        """Whether it was right in each of them."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     @property
-    def words(self):
+    def words(self) -> str:
         """What was done, such as `"dead channels removed, zeros stored sparsely"`."""
         return ", ".join(_WORDS.get(part, part) for part in self.name.split(", "))
 
     @property
-    def result(self):
+    def result(self) -> str:
         """In words: what failed, that it passed, or that it was not tried."""
         failed = [str(check) for check in self.checks if not check.passed]
         return "; ".join(failed) or ("passed" if self.checks else "not tried: a smaller one passed")
@@ -60,10 +63,10 @@ class ExportReport:
         chosen: The `Candidate` that it is.
         candidates: All of them, the smallest first.
         quantize: The quantisation that was asked for; of `shrink`: that the source has.
-        bytes, gzip_bytes: The file's size, and its size compressed by gzip.
-        dense_bytes, dense_gzip_bytes: Those of the same model, in the same quantisation, all weights dense; of
-            `shrink`: those of the source.
-        floor_bytes: Information-theoretic floor of its weights: values and entropy of their positions.
+        bytes: The file's size.
+        gzip_bytes: Its size compressed by gzip.
+        dense_bytes: The size of the same model, in the same quantisation, all weights dense; of `shrink`: the source's.
+        dense_gzip_bytes: That size compressed by gzip.
         sparsity: σ over the model's kernels, trainable or not; 0 if it has none. Of `shrink`: over the file's weights.
         tensors: How each weight tensor is stored.
         latency: Of the dense file (of `shrink`: the source), the sparse one and, where channels were removed, the
@@ -93,30 +96,32 @@ class ExportReport:
     source: str | None = None
 
     @property
-    def baseline(self):
+    def baseline(self) -> str:
         """What the file is measured by: `"dense"` or `"source"`."""
         return "dense" if self.source is None else "source"
 
     @property
-    def floor_bytes(self):
+    def floor_bytes(self) -> int:
+        """Information-theoretic floor of its weights: values and entropy of their positions."""
         return sum(tensor.floor_bytes for tensor in self.tensors)
 
     @property
-    def weight_bytes(self):
+    def weight_bytes(self) -> int:
         """What the weight tensors take in the file."""
         return sum(tensor.bytes for tensor in self.tensors)
 
     @property
-    def is_for_microcontrollers(self):
+    def is_for_microcontrollers(self) -> bool:
+        """Whether it is for TFLite Micro."""
         return self.measured is not None and self.measured.machine == "micro"
 
     @property
-    def runs_here(self):
+    def runs_here(self) -> bool:
         """Whether it was run on this machine: what TFLite Micro decodes does not run elsewhere."""
         return any(check.runtime in here.RUNTIMES for check in self.chosen.checks)
 
     @property
-    def headline(self):
+    def headline(self) -> str:
         """In a few words: whether it is right, and how much smaller than with dense weights, or than the source."""
         right = "Not verified" if not self.chosen.passed else "Right but for rounding" if self.lost else "Right"
         times = self.dense_bytes / self.bytes
@@ -129,21 +134,21 @@ class ExportReport:
         return worst(self.chosen.checks)
 
     @property
-    def max_difference(self):
+    def max_difference(self) -> float:
         """Largest absolute difference from Keras or the source, of the output closest to what is accepted."""
         return self._worst.largest
 
     @property
-    def tolerance(self):
+    def tolerance(self) -> float:
         """The largest difference that would have been accepted there."""
         return self._worst.tolerance
 
     @property
-    def multiply_adds(self):
+    def multiply_adds(self) -> int:
         """Multiplications of a weight for one sample."""
         return sum(tensor.multiply_adds for tensor in self.tensors)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """The report as plain dicts, lists, strings and numbers."""
         result = dataclasses.asdict(self)
         for name in ("floor_bytes", "weight_bytes", "max_difference", "tolerance", "multiply_adds"):
@@ -153,7 +158,7 @@ class ExportReport:
         result["chosen"] = self.chosen.name
         return result
 
-    def to_html(self, path):
+    def to_html(self, path: Path) -> None:
         """Write the report as one page that needs no other file: a picture of the bytes, bars layer by layer.
 
         Raises:
@@ -208,7 +213,7 @@ class ExportReport:
             table.add_row(name, text)
         return table
 
-    def speed(self, everything=False):
+    def speed(self, everything: bool = False) -> list[tuple[str, str]]:
         """What runs faster where: pairs (where, what), in words; with `everything`, all reasons."""
         lines = self.measured.lines if self.measured else []
         if self.is_for_microcontrollers:

@@ -45,9 +45,11 @@ class Check:
     reference: str = "Keras"
 
     @property
-    def passed(self):
-        # Written so that a NaN fails.
-        return bool(not self.error and self.largest <= self.tolerance)
+    def passed(self) -> bool:
+        """Whether it ran, and `largest` is within the tolerance."""
+        if self.error or self.largest is None or self.tolerance is None:
+            return False
+        return bool(self.largest <= self.tolerance)  # written so that a NaN fails
 
     def __str__(self):
         if self.error:

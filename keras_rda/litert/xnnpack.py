@@ -17,6 +17,7 @@ from keras_rda.litert.clusters import Clusters
 from keras_rda.litert.delegation import Role
 from keras_rda.litert.graph import Graph
 from keras_rda.litert.layer_names import shortened
+from keras_rda.types import Path
 
 # What a weight costs in kernels for blocks of output channels, which have no SIMD in WebAssembly, beside one of a dense
 # convolution: LiteRT.js 2.5.3, MobileNetV1 with zeros in blocks of 4.
@@ -49,7 +50,7 @@ class SparseKernels:
     is_slower_in_browser: bool = False
 
 
-def sparse_kernels(path):
+def sparse_kernels(path: Path) -> SparseKernels:
     """Say whether a LiteRT file runs faster for its zeros on Arm and in browsers; return `SparseKernels`.
 
     Args:
@@ -62,7 +63,7 @@ def sparse_kernels(path):
     return analyze(flatbuffer.read(path))[0]
 
 
-def here():
+def here() -> str | None:
     """Say in a line why this machine has no sparse kernels; None if it has."""
     machine = platform.machine().lower()
     if machine in {"aarch64", "arm64", "armv7l", "armv8l"}:

@@ -18,7 +18,7 @@ from keras_rda.optimizers.state import CheckedState
 from keras_rda.optimizers.steering_memory import SteeringMemory
 from keras_rda.optimizers.trained import Prox, Trained
 from keras_rda.penalties import Penalty, shared
-from keras_rda.types import Rate
+from keras_rda.types import Rate, Tensor
 
 
 class Now(NamedTuple):
@@ -102,18 +102,18 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         self._unbuilt_size = len(self.variables)
 
     @property
-    def penalty(self):
+    def penalty(self) -> Penalty | None:
         """The `keras_rda.Penalty`, or None. It cannot be replaced; set `penalty.strength` to change λ."""
         return self._penalty
 
     @property
-    def learning_rate(self):
+    def learning_rate(self) -> Tensor:
         """The learning rate 1/γ now. Setting it to a number below zero or to a NaN raises a `ValueError`."""
         return super().learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        if isinstance(learning_rate, numbers.Real) and not (is_float32(learning_rate) and learning_rate >= 0):
+    def learning_rate(self, learning_rate: Rate) -> None:
+        if isinstance(learning_rate, numbers.Real) and not (is_float32(learning_rate) and float(learning_rate) >= 0):
             raise ValueError(
                 f"{type(self).__name__}: learning_rate must be set to a finite number ≥ 0; received {learning_rate!r}."
             )
@@ -142,7 +142,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             )
         self._exclusions.add(var_list, var_names)
 
-    def penalties_of(self, variables):
+    def penalties_of(self, variables: Sequence[keras.Variable]) -> list[Penalty | None]:
         """The penalty of each of `variables`, or None, as the optimizer has or would have them once it is built."""
         if self.built:
             own = {id(trained.variable): trained.penalty for trained in self.trained}
@@ -156,11 +156,11 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         own = dict(zip(places, self.penalty.for_variables([variables[i] for i in places]), strict=True))
         return [own.get(i) for i in range(len(variables))]
 
-    def penalizes(self, position):
+    def penalizes(self, position: int) -> bool:
         """Whether the variable at `position` of those the optimizer was built for has a penalty."""
         return self.trained[position].penalty is not None
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         """Create the slots for `variables`, the list of trainable `keras.Variable`s to train."""
         if self.built:
             return
@@ -202,22 +202,24 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
                 trained.slots["weights"] = self.add_slot(trained.variable, "weights")
         self.add_vectors(len(variables))
 
-    def add_slots(self, variable, penalized):
+    def add_slots(self, variable: keras.Variable, penalized: bool) -> dict[str, keras.Variable]:
         """Return the slots of `variable`, a dict of name → `add_slot(variable, name)`. Its order is a file format."""
         return {}
 
-    def add_slot(self, variable, name):
+    def add_slot(self, variable: keras.Variable, name: str) -> keras.Variable:
         """Create a float32 slot of zeros with the shape and layout of `variable`."""
         return self.add_variable_from_reference(variable, name)
 
-    def add_vectors(self, variables):
+    def add_vectors(self, variables: int) -> None:
         """Create the optimizer's own state, such as an `add_vector` with an entry for each of so many variables."""
 
-    def add_vector(self, shape, name):
+    def add_vector(self, shape: tuple[int, ...], name: str) -> keras.Variable:
         """Create float32 zeros that are the same for all replicas."""
         return self.add_variable(shape, dtype="float32", name=name, aggregation="only_first_replica")
 
-    def add_variable_from_reference(self, reference_variable, name=None, initializer="zeros"):
+    def add_variable_from_reference(
+        self, reference_variable: keras.Variable, name: str | None = None, initializer: str = "zeros"
+    ) -> keras.Variable:
         """As Keras' own, for its averages and accumulated gradients too, but in float32: sums in bfloat16 stall."""
         return self.add_variable(
             reference_variable.shape,
@@ -227,11 +229,14 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             name=f"{kernels.variable_path(reference_variable).replace('/', '_')}_{name}",
         )
 
-    def step(self, weights, gradient, rate, now, slots, prox):
+    def step(
+        self, weights: Tensor, gradient: Tensor, rate: Tensor, now: Any, slots: dict[str, Tensor], prox: Prox
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One update of one variable, in float32, without side effects.
 
         Args:
-            weights, gradient: Tensors of the variable's shape; the gradient is finite and includes weight decay.
+            weights: Tensor of the variable's shape.
+            gradient: Another; it is finite and includes weight decay.
             rate: Scalar, the learning rate of this step.
             now: The scalars of this step: what `now` returns.
             slots: Dict of name → tensor, as created by `add_slots`.
@@ -242,7 +247,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         """
         raise NotImplementedError
 
-    def advance(self, counts, rate):
+    def advance(self, counts: Tensor, rate: Tensor) -> None:
         """Bring the optimizer's own state up to date before a step.
 
         Args:
@@ -250,56 +255,56 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             rate: Scalar, its learning rate.
         """
 
-    def now(self, position):
+    def now(self, position: int) -> Any:
         """The scalars of the present step of the variable at `position`; where there is none yet, of a first one."""
         return Now(ops.cast(ops.maximum(self._steps[position], 1), "float32"))
 
-    def has_started(self, position):
+    def has_started(self, position: int) -> Tensor:
         """Whether the variable at `position` has a step to take: a scalar boolean."""
         return self._steps[position] > 0
 
-    def prox_point(self, now, slots):
+    def prox_point(self, now: Any, slots: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """`(u, step)` with which `step` ends at `prox(u, step)`; None where the slots do not tell.
 
         `TargetSparsity` reads from it which λ gives which σ: for good where `strength_in_state` is False.
         """
         return None
 
-    def present_prox_point(self, trained):
+    def present_prox_point(self, trained: Trained) -> tuple[Tensor, Tensor] | None:
         """`prox_point` of a `Trained` variable as its state is; before its first step no `step` is above zero."""
         return self.prox_point(self.now(trained.position), trained.state)
 
-    def prox_step(self):
+    def prox_step(self) -> Tensor | None:
         """By how much an update with λ = 1 and without gradients lowers what the penalty compares with λ, at least;
         None where an update does not tell."""
         return None
 
-    def return_strengths(self, kernels):
+    def return_strengths(self, kernels: Sequence[Trained]) -> list[Tensor] | None:
         """The λ below which each zero of `kernels`, a list of `Trained`, comes back with the next step, if its gradient
         is as before: tensors of their shapes. None where the slots do not tell."""
         return None
 
-    def prox(self, trained):
+    def prox(self, trained: Trained) -> Prox:
         """`prox(u, step)` of a `Trained` variable: its penalty's proximal map, or the identity."""
         if trained.penalty is None:
             return Prox(None)
         return Prox(trained.penalty, ops.exp(self.strength_exponents[trained.position]))
 
-    def magnitudes(self, kernels, arrays):
+    def magnitudes(self, kernels: Sequence[Trained], arrays: Sequence[Tensor]) -> list[Tensor]:
         """What the penalties of `kernels`, a list of `Trained`, compare with λ·step in arrays of their shapes."""
         return shared.magnitudes([kernel.penalty for kernel in kernels], arrays)
 
-    def proximal_points(self, kernels, points):
+    def proximal_points(self, kernels: Sequence[Trained], points: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """`prox(u, step)` of `kernels`, a list of `Trained`, for a list of such points."""
         steps = [(u, self.prox(kernel).factor * step) for kernel, (u, step) in zip(kernels, points, strict=True)]
         return shared.proximal_points([kernel.penalty for kernel in kernels], steps)
 
-    def sparse_weights(self, kernels):
+    def sparse_weights(self, kernels: Sequence[Trained]) -> list[Tensor]:
         """What the zeros of `kernels`, a list of `Trained`, are counted on while training: their weights, or, where
         these lag behind, what they are moving to."""
         return [kernel.value for kernel in kernels]
 
-    def apply(self, grads, trainable_variables=None):
+    def apply(self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
         """Update the variables from their gradients; see `keras.optimizers.Optimizer.apply`."""
         if self.penalty is not None:
             self.penalty.follow_schedule(self.iterations)
@@ -310,7 +315,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             ]
         super().apply(grads, trainable_variables)
 
-    def begin_update(self, positions, gradients, learning_rate):
+    def begin_update(self, positions: Sequence[int], gradients: Sequence[Tensor], learning_rate: Tensor) -> Tensor:
         """Count this update for the variables at `positions`, and return its rate."""
         # A schedule or callable may go below zero or to NaN, which would turn thresholds around or stay in the sums.
         rate = ops.cast(learning_rate, "float32")
@@ -338,10 +343,11 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
     def finishes_together(self):
         return self._shared is not None
 
-    def finish_together(self, positions, gradients, rate):
+    def finish_together(self, positions: Sequence[int], gradients: Sequence[Tensor], rate: Tensor) -> list[Any]:
         """What `update` is to be given in place of gradients: the finished steps of those variables whose penalty is
         known for all of them together."""
-        steps, places = {}, {}
+        steps: dict[Any, Any] = {}
+        places: dict[Any, int] = {}
         for place, (position, gradient) in enumerate(zip(positions, gradients, strict=True)):
             penalty = self.trained[position].penalty
             if penalty is not None and penalty.shared is not None:
@@ -355,7 +361,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             updates[places[member]] = finished
         return updates
 
-    def update(self, position, gradient, learning_rate):
+    def update(self, position: int, gradient: Any, learning_rate: Tensor) -> None:
         """Take the step of one variable."""
         trained = self.trained[position]
         if 0 in trained.variable.shape:
@@ -390,12 +396,12 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
             slots = {**slots, "weights": new_weights}
         return Finished(new_weights, [slots[name] for name in trained.slots])
 
-    def move_average(self, position, average):
+    def move_average(self, position: int, average: keras.Variable) -> None:
         """Keras' moving average, but in float32 throughout: in bfloat16 a momentum of 0.999 is 1."""
         momentum = ops.where(self.iterations == 0, 0.0, self.ema_momentum)
         average.assign(momentum * ops.convert_to_tensor(average) + (1.0 - momentum) * self.trained[position].precise)
 
-    def end_with_average(self, position, average):
+    def end_with_average(self, position: int, average: keras.Variable) -> None:
         """At the end of training with `use_ema`: the average where the last weights are not zero, else zero."""
         trained, value = self.trained[position], ops.convert_to_tensor(average)
         if kernels.is_kernel(trained.variable):

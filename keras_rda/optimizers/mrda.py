@@ -50,12 +50,11 @@ class MRDA(DualAveraging):
         TypeError: `penalty` is neither a number nor a `Penalty`.
         ValueError: an argument is out of its range.
 
-    Example:
-
-    >>> model.compile(optimizer=keras_rda.MRDA(learning_rate=1.0, penalty=1e-6), loss="mse")
-    >>> history = model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0)
-    >>> round(keras_rda.sparsity(model, kernels_only=True), 2)
-    0.9
+    Examples:
+        >>> model.compile(optimizer=keras_rda.MRDA(learning_rate=1.0, penalty=1e-6), loss="mse")
+        >>> history = model.fit(x, y, epochs=20, callbacks=[keras_rda.TargetSparsity(0.9)], verbose=0)
+        >>> round(keras_rda.sparsity(model, kernels_only=True), 2)
+        0.9
 
     Reference: the paper's Algorithm 2, equations (27)–(29); (13), (14) and (22) for `center="initial"`.
     """

@@ -12,7 +12,8 @@ from keras_rda.types import Schedulable
 
 __all__ = ["L1", "L1L2", "GroupL1", "Penalty", "Strength", "get"]
 
-Strength: TypeAlias = Schedulable | Penalty  # what an optimizer's `penalty` may be
+Strength: TypeAlias = Schedulable | Penalty
+"""What an optimizer's `penalty` may be: λ of `L1`, a schedule of it, or a `Penalty`."""
 
 
 def get(penalty):

@@ -50,10 +50,9 @@ class GroupL1(Penalty):
             go, or layers whose multiply-adds are not known; when the optimizer is built, a kernel whose groups are not
             known, or that the model of `layout` does not have.
 
-    Example:
-
-    >>> penalty = keras_rda.GroupL1(1e-5, groups="channels", layout=model)
-    >>> model.compile(keras_rda.XRDA(penalty=penalty), loss="mse")
+    Examples:
+        >>> penalty = keras_rda.GroupL1(1e-5, groups="channels", layout=model)
+        >>> model.compile(keras_rda.XRDA(penalty=penalty), loss="mse")
 
     Reference: Yuan and Lin, J. R. Statist. Soc. B 68 (2006); Huang and Lee, ICLR 2022, for input channels.
     """

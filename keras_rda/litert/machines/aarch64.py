@@ -11,8 +11,10 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Sequence
 
 from keras_rda.litert.machines import process
+from keras_rda.types import Jobs, Path
 
 BATCH_SIZE = None
 REPEATS = 5
@@ -21,13 +23,13 @@ VERSIONS = "versions.txt"  # the last file of a set-up: what it consists of
 _EMULATOR = "qemu-aarch64-static"
 
 
-def folder():
+def folder() -> pathlib.Path:
     """The folder of the emulation: `KERAS_RDA_AARCH64`, else `~/.cache/keras_rda/aarch64`."""
     named = os.environ.get("KERAS_RDA_AARCH64")
     return (pathlib.Path(named) if named else pathlib.Path.home() / ".cache/keras_rda/aarch64").expanduser().absolute()
 
 
-def is_ready():
+def is_ready() -> bool:
     """Whether `run` works here: on an Arm machine always, elsewhere once the emulation is set up."""
     return is_arm() or is_set_up(folder())
 
@@ -45,7 +47,12 @@ def check_ready():
         )
 
 
-def run(jobs, repeats=0, timeout=600, command=None):
+def run(
+    jobs: Jobs,
+    repeats: int = 0,
+    timeout: float = 600,
+    command: Sequence[Path] | None = None,
+) -> list[process.Run]:
     """Run LiteRT files on AArch64, in one process for all of them: starting one takes seconds.
 
     Args:

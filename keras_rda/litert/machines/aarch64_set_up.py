@@ -9,12 +9,14 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 
 from keras_rda.litert import flatbuffer, graph
 from keras_rda.litert.machines import aarch64
 from keras_rda.litert.machines.process import telling_line
+from keras_rda.types import Path
 
 # LiteRT's processor detection reads these and crashes on those of an x86 host. A Cortex-A76: with fp16 arithmetic and
 # dot products, as phones since 2018.
@@ -33,7 +35,7 @@ CPU revision\t: 1
 }
 
 
-def set_up(folder=None, log=print):
+def set_up(folder: Path | None = None, log: Callable[[str], None] = print) -> None:
     """Prepare the emulation, without root and without a change to the system; return at once if it is there.
 
     It is built beside the folder and put in place once a small LiteRT file has run in it.

@@ -35,7 +35,7 @@ class Run:
     arena: int | None = None
 
     @property
-    def seconds(self):
+    def seconds(self) -> float | None:
         """The median of the times; None without."""
         return statistics.median(self.times) if self.times else None
 

@@ -13,12 +13,14 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Sequence
 
 import numpy as np
 
 from keras_rda.litert import flatbuffer
 from keras_rda.litert.graph import schema
 from keras_rda.litert.machines import interface, process
+from keras_rda.types import Jobs, Path
 
 BATCH_SIZE = 1
 REPEATS = 30
@@ -29,7 +31,7 @@ _RUNNER = pathlib.Path(__file__).with_name("wasm_runner.mjs")
 _TYPES = ("FLOAT32", "INT32", "UINT8")
 
 
-def folder():
+def folder() -> pathlib.Path:
     """The folder of LiteRT.js: `KERAS_RDA_WASM`, else `~/.cache/keras_rda/wasm`."""
     named = os.environ.get("KERAS_RDA_WASM")
     return (pathlib.Path(named) if named else pathlib.Path.home() / ".cache/keras_rda/wasm").expanduser().absolute()
@@ -43,7 +45,7 @@ def version(place):
     return found if re.fullmatch(r"LiteRT\.js [\d.]+", found) else None
 
 
-def is_ready():
+def is_ready() -> bool:
     """Whether `run` works here: Node.js is installed and this version of LiteRT.js set up."""
     return _has_node() and version(folder()) == LITERT_JS
 
@@ -77,7 +79,13 @@ def node():
     return shutil.which("node", path=os.pathsep.join([os.path.join(executable.ROOT_DIR, "bin"), executable.ROOT_DIR]))
 
 
-def run(jobs, repeats=0, timeout=600, command=None, place=None):
+def run(
+    jobs: Jobs,
+    repeats: int = 0,
+    timeout: float = 600,
+    command: Sequence[Path] | None = None,
+    place: Path | None = None,
+) -> list[process.Run]:
     """Run LiteRT files in WebAssembly, in one process for all of them.
 
     Args:

@@ -9,11 +9,13 @@ import pathlib
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
 from keras_rda.litert.machines import wasm
 from keras_rda.litert.machines.aarch64_set_up import small_file
+from keras_rda.types import Path
 
 # Package → its hash, as the npm registry gives it. The versions are those of `wasm.LITERT_JS`.
 _PACKAGES = {
@@ -33,7 +35,7 @@ _FILES = {
 }
 
 
-def set_up(folder=None, log=print):
+def set_up(folder: Path | None = None, log: Callable[[str], None] = print) -> None:
     """Download LiteRT.js with the npm of the wheel's Node.js; return at once if it is there and runs a small file.
 
     npm's own configuration says from which registry and through which proxy; what comes must have the hashes written
