@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import math
+import pathlib
 import pkgutil
 import re
 
@@ -14,6 +15,7 @@ import pytest
 import keras_rda
 
 MODULES = (keras_rda, keras_rda.datasets, keras_rda.litert, keras_rda.models, keras_rda.optimizers)
+API = pathlib.Path(__file__).parents[1] / "docs/api"
 
 
 def public():
@@ -35,6 +37,7 @@ def test_documented_and_typed(item):
     text = inspect.getdoc(item)
     assert text
     assert text.splitlines()[0].endswith((".", ":"))
+    assert not re.search(r"^>>>", text, re.M), "an example outside of a section would be shown as a quotation"
     if isinstance(item, type) and "__init__" not in vars(item):
         return  # a result that users do not make, or an exception
     for name, parameter in inspect.signature(item).parameters.items():
@@ -49,6 +52,37 @@ def test_public_methods_are_documented(item):
         known = any(hasattr(base, name) for base in item.__mro__[1:])  # a base class documents what it is for
         if callable(method) and not name.startswith("_") and not known:
             assert inspect.getdoc(method), f"{name} has no documentation"
+
+
+def functions(item):
+    """The function itself; of a class what makes it, and the methods and properties that it documents or introduces."""
+    if not isinstance(item, type):
+        yield item
+        return
+    for name, member in vars(item).items():
+        parts = [member.fget, member.fset] if isinstance(member, property) else [getattr(member, "__func__", member)]
+        for function in filter(inspect.isfunction, parts):
+            known = any(hasattr(base, name) for base in item.__mro__[1:])
+            if name == "__init__" or (not name.startswith("_") and (function.__doc__ or not known)):
+                yield function
+
+
+@pytest.mark.parametrize("item", public())
+def test_hints_are_complete(item):
+    for function in functions(item):
+        signature = inspect.signature(function)
+        hints = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        hints = {name: hint for name, hint in hints.items() if name not in ("self", "cls")}
+        hints["its result"] = signature.return_annotation
+        untyped = [name for name, hint in hints.items() if hint is inspect.Signature.empty]
+        assert not untyped, f"{function.__qualname__} gives no type of {', '.join(untyped)}"
+
+
+def test_api_pages_name_everything():
+    """Every public name has its place in the site, once."""
+    shown = [name for page in API.glob("*.md") for name in re.findall(r"^::: (keras_rda\S+)", page.read_text(), re.M)]
+    assert len(shown) == len(set(shown))
+    assert not {parameter.id for parameter in public()} - set(shown)
 
 
 def test_hints_are_shipped():

@@ -33,25 +33,29 @@ class _Judge(keras.callbacks.Callback):
 class TargetSparsity(keras.callbacks.Callback):
     """Steers λ so that training ends at a wanted σ, on every optimizer of this package that has a penalty.
 
-    Add it to the callbacks of `fit`, and λ is found while the network trains. How:
+    Add it to the callbacks of `fit`, and λ is found while the network trains:
 
-    σ should be `σ_0 + (target − σ_0)·(1 − (1 − u)³)`, with σ_0 as it is when training begins and u going from 0 to 1
-    between the shares `begin` and `end` of training, and stay at the target from there. Until `begin`, the warm-up, λ
-    stays as given. Every `interval` updates λ is set anew: for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights
-    follow from its sums at any λ, to a quantile that gives the wanted σ; else by a feedback, times a factor that grows
-    with the distance, in log-odds, between where σ is heading and where it should be. From `end` on the smallest
-    weights that are missing to the target become zero at every measurement, so that the others learn to do without
-    them; and where `XRDA` has too many zeros, λ falls to where those with the largest velocities come back. What is
-    missing after the last batch becomes zero then. `XRDA` with averages, which remember what a zero would be once its
-    rate has fallen, has both: the quantile bounds the feedback and replaces it from `end` on.
+    - σ should be `σ_0 + (target − σ_0)·(1 − (1 − u)³)`, with σ_0 as it is when training begins and u going from 0 to 1
+      between the shares `begin` and `end` of training, and stay at the target from there. Until `begin`, the warm-up,
+      λ stays as given.
+    - Every `interval` updates λ is set anew: for dual averaging (`MRDA`, `RDA`, `RMDA`), whose weights follow from its
+      sums at any λ, to a quantile that gives the wanted σ; else by a feedback, times a factor that grows with the
+      distance, in log-odds, between where σ is heading and where it should be.
+    - From `end` on the smallest weights that are missing to the target become zero at every measurement, so that the
+      others learn to do without them; and where `XRDA` has too many zeros, λ falls to where those with the largest
+      velocities come back. What is missing after the last batch becomes zero then.
+    - `XRDA` with averages, which remember what a zero would be once its rate has fallen, has both: the quantile bounds
+      the feedback and replaces it from `end` on.
 
     σ here is over the kernels that are steered; `keras_rda.sparsity(model, kernels_only=True)` also counts kernels that
     have no penalty. λ is `optimizer.penalty.strength`, for single kernels times `exp(optimizer.strength_exponents)`.
     These and what the steering remembers are saved with the optimizer's state, so a resumed run steers on; after `fit`
-    has ended, the next one begins anew, at its `initial_epoch`. Training that ends more than half a point away from a
-    target (or more than the weights of the largest group), or gets there only by zeroing many weights after the last
-    batch, gives a warning, as does a rate that falls to zero too early, and a callback that may choose the weights of
-    an earlier, denser epoch (`EarlyStopping`, `ModelCheckpoint`, `SwapEMAWeights`).
+    has ended, the next one begins anew, at its `initial_epoch`.
+
+    Training that ends more than half a point away from a target (or more than the weights of the largest group), or
+    gets there only by zeroing many weights after the last batch, gives a warning, as does a rate that falls to zero too
+    early, and a callback that may choose the weights of an earlier, denser epoch (`EarlyStopping`, `ModelCheckpoint`,
+    `SwapEMAWeights`).
 
     Args:
         target: σ over the penalised kernels at the end, or another share that `of` names, a number above 0 and below

@@ -105,7 +105,7 @@ class RMDA(DualAveraging):
         return (1.0 - c) * weights + c * prox(u, threshold), slots
 
     def sparse_weights(self, kernels):
-        """ŵ: it has zeros before the iterates have them."""
+        # ŵ has zeros before the iterates have them.
         points = [self.present_prox_point(kernel) for kernel in kernels]
         minimizers = self.proximal_points(kernels, points)
         return [

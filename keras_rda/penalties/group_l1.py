@@ -3,7 +3,7 @@
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
@@ -171,7 +171,7 @@ class GroupL1(Penalty):
         return {**super().get_config(), "groups": self.groups, "layout": layout, "weights": self.weights, **costs}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """The inverse of `get_config`."""
         costs = config.get("costs")
         if costs is None:
