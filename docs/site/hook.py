@@ -2,7 +2,7 @@
 
 MkDocs takes pages from one folder. Here they lie where a reader of the repository looks for them, and their links work
 there. So the site has the same paths: what `nav` in `mkdocs.yml` names, what lies in `docs`, and whatever file these
-link to, a picture as it is, a source file as a page that shows it. Notebooks become Markdown, with the outputs that
+link to, a source file as a page that shows it. Notebooks become Markdown, with the outputs that
 they were saved with. MkDocs then checks all links and anchors as they are written.
 """
 
@@ -18,8 +18,8 @@ from traitlets.config import Config
 # The commands' help is read from their code, which imports Keras: this backend is there at once, and says nothing.
 os.environ.setdefault("KERAS_BACKEND", "numpy")
 
-PICTURES = {".png", ".jpg", ".svg", ".gif"}
-LANGUAGES = {".py": "python", ".toml": "toml", ".js": "javascript", ".html": "html", ".json": "json", ".sh": "sh"}
+# What is shown on a page, and in which language.
+SOURCES = {".py": "python", ".toml": "toml", ".js": "javascript", ".html": "html", ".jsonl": "json", ".sh": "sh"}
 LINK = re.compile(r"\]\(([^)\s#]+)")
 # What has links already, or is no prose.
 CLOSED = re.compile(r"(<(a|h[1-6]|pre|autoref)\b.*?</\2>)", re.DOTALL)
@@ -64,9 +64,10 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """A page that is a tab by itself has no list of pages beside it, but more room."""
     if page.parent is None:
-        page.meta.setdefault("hide", ["navigation"])
+        page.meta["hide"] = ["navigation"]  # a tab by itself: no list of pages beside it, but more room
+    if page.file.src_uri.startswith("docs/api/"):
+        page.meta["search"] = {"boost": 5}  # who searches a name wants what it means, before where it was used
 
 
 def on_page_content(html, page, config, files):
@@ -114,17 +115,17 @@ def _files(path, root, config):
     """The files of the site that a file of the repository becomes."""
     place = {"src_dir": str(root), "dest_dir": config.site_dir, "use_directory_urls": config.use_directory_urls}
     suffix = pathlib.PurePosixPath(path).suffix
-    if suffix == ".md" or suffix in PICTURES or suffix == ".css":
-        return [File(path, **place)]
+    if suffix in SOURCES:
+        page = Page(path, **place, dest_uri=f"{path}/index.html")
+        page.content_string = f"# {path}\n\n````` {SOURCES[suffix]}\n{(root / path).read_text()}\n`````\n"
+        return [page]
     if suffix == ".ipynb":
         page = Page(path, **place)
         folder, name = path.rsplit("/", 1)
         download = File.generated(config, f"{folder}/download/{name}", abs_src_path=str(root / path))
         page.content_string = _from_notebook(root / path, f"download/{name}")
         return [page, download]
-    page = Page(path, **place, dest_uri=f"{path}/index.html")
-    page.content_string = f"# {path}\n\n````` {LANGUAGES.get(suffix, 'text')}\n{(root / path).read_text()}\n`````\n"
-    return [page]
+    return [File(path, **place)]
 
 
 def _from_notebook(path, download):
