@@ -6,6 +6,7 @@ link to, a source file as a page that shows it. Notebooks become Markdown, with 
 they were saved with. MkDocs then checks all links and anchors as they are written.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -15,8 +16,9 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
-# The commands' help is read from their code, which imports Keras: this backend is there at once, and says nothing.
-os.environ.setdefault("KERAS_BACKEND", "numpy")
+# The commands' help is read from their code, which imports Keras. TensorFlow takes longer, and writes to the terminal.
+if importlib.util.find_spec("jax"):
+    os.environ.setdefault("KERAS_BACKEND", "jax")
 
 # What is shown on a page, and in which language.
 SOURCES = {".py": "python", ".toml": "toml", ".js": "javascript", ".html": "html", ".jsonl": "json", ".sh": "sh"}
