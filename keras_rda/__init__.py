@@ -8,6 +8,7 @@ from keras_rda.litert import ExportError, ExportReport, export
 from keras_rda.metrics import sparsity, summary
 from keras_rda.optimizers import MRDA, RDA, RMDA, SDA, XRDA, ProxSGD, SqrtProxSGD
 from keras_rda.penalties import L1, L1L2, GroupL1, Penalty
+from keras_rda.plotting import plot_history
 from keras_rda.sensitivities import Sensitivity, sensitivity
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "litert",
     "models",
     "optimizers",
+    "plot_history",
     "sensitivity",
     "sparsity",
     "summary",

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_rda import _keras, output
+from keras_rda import _keras, output, plotting
 from keras_rda.checks import is_number
 from keras_rda.kernels import check_finite, is_kernel
 
@@ -60,9 +60,7 @@ class Sensitivity:
             ImportError: matplotlib is not installed.
         """
         if axes is None:
-            import matplotlib.pyplot as plt
-
-            axes = plt.subplots(figsize=(8, 5), layout="constrained")[1]
+            (axes,) = plotting.subplots("Sensitivity.plot")
         for row in self.rows:
             axes.plot(self.sparsities, row.losses, marker="o", label=row.path)
         axes.axhline(self.loss, color="0.5", linestyle="--", label="as it is")

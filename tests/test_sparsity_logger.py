@@ -1,4 +1,6 @@
 import csv
+import importlib.util
+import io
 
 import keras
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 from helpers import BACKEND, compiled, fit, small_network
 
 import keras_rda
+from keras_rda.callbacks import logs
 
 
 def test_history_has_sparsity(digits):
@@ -79,3 +82,75 @@ def test_other_optimizers_and_models_without_kernels(digits):
     history = fit(compiled(model, "sgd"), digits, [keras_rda.SparsityLogger()]).history
     assert "kernel_sparsity" not in history
     assert np.all(np.array(history["sparsity"]) >= 0)
+
+
+def events(folder):
+    """What TensorBoard reads of a run: {tag: [(step, value)]}, of scalars, and of pictures as arrays."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.util.tensor_util import make_ndarray
+
+    found = {}
+    for file in folder.iterdir():
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                array = make_ndarray(value.tensor)
+                if value.tag.startswith("zeros/"):  # width, height, the pictures as PNG
+                    array = keras.utils.img_to_array(keras.utils.load_img(io.BytesIO(array[2]), color_mode="grayscale"))
+                found.setdefault(value.tag, []).append((event.step, array))
+    return found
+
+
+def test_kernels_for_tensorboard(digits, tmp_path):
+    """σ and λ of each kernel and a picture of its zeros, every epoch, on every backend, beside Keras' own callback."""
+    model = compiled(small_network(), keras_rda.MRDA(0.1, 0.01))
+    seen = {kernel.path: [] for kernel in (model.layers[0].kernel, model.layers[-1].kernel)}
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            for variable in self.model.trainable_variables:
+                if variable.path in seen:
+                    seen[variable.path].append(keras.ops.convert_to_numpy(variable) == 0)
+
+    callbacks = [keras_rda.SparsityLogger(tmp_path), Watch(), keras.callbacks.TensorBoard(tmp_path)]
+    fit(model, digits, callbacks, epochs=3)
+    assert {path.name for path in tmp_path.iterdir()} == {"sparsity", "train"}
+    found = events(tmp_path / "sparsity")
+    assert set(found) == {f"{kind}/{path}" for kind in ("sparsity", "penalty_strength", "zeros") for path in seen}
+    for path, zeros in seen.items():
+        assert [step for step, _ in found[f"sparsity/{path}"]] == [0, 1, 2]
+        assert [float(value) for _, value in found[f"sparsity/{path}"]] == pytest.approx([z.mean() for z in zeros])
+        assert [float(value) for _, value in found[f"penalty_strength/{path}"]] == pytest.approx([0.01] * 3)
+        for (_, picture), expected in zip(found[f"zeros/{path}"], zeros, strict=True):
+            np.testing.assert_array_equal(picture[..., 0], 255 * expected.reshape(-1, expected.shape[-1]))
+    assert 0 < seen[model.layers[-1].kernel.path][-1].mean() < 1
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 3, 20, 1), (9, 20)), ((300, 64), (128, 64)), ((5, 1), (1, 5))])
+def test_pictures(shape, size):
+    """Depthwise kernels by channel; of large kernels blocks, whose greys have the mean σ up to rounding."""
+    kernel = np.random.default_rng(0).choice([0.0, 1.0], shape, p=[0.75, 0.25])
+    picture = logs.picture(kernel)
+    assert picture.shape == size
+    rows = np.diff(np.linspace(0, shape[0], size[0] + 1).astype(int)) if shape[0] == 300 else np.ones(size[0])
+    assert np.average(picture.mean(1), weights=rows) / 255 == pytest.approx(np.mean(kernel == 0), abs=0.005)
+    if shape == (3, 3, 20, 1):
+        np.testing.assert_array_equal(picture[:, 7] == 255, kernel[..., 7, 0].ravel() == 0)
+
+
+def test_without_tensorboard(digits, monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    model = compiled(small_network(), keras_rda.MRDA(0.1, 0.01))
+    with pytest.raises(ImportError, match="TensorBoard, which is not installed: python3 -m pip install tensorboard"):
+        fit(model, digits, [keras_rda.SparsityLogger(tmp_path / "logs")])
+    assert not (tmp_path / "logs").exists()
+
+
+def test_strength_is_logged_as_it_changes(digits):
+    """A schedule's value after the epoch; under a loss scale too; none where the optimizer has no penalty."""
+    keras.config.set_dtype_policy("mixed_float16")
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.01, 0.02])
+    model = compiled(small_network(), keras_rda.MRDA(0.1, schedule))
+    history = fit(model, digits, [keras_rda.SparsityLogger()], epochs=3).history
+    assert history["penalty_strength"] == pytest.approx([0.01, 0.02, 0.02])
+    history = fit(compiled(small_network(), keras_rda.SDA(0.1)), digits, [keras_rda.SparsityLogger()]).history
+    assert "penalty_strength" not in history

@@ -11,9 +11,11 @@ import numpy as np
 from keras_rda import _keras, compression
 from keras_rda.callbacks import file_size, steering
 from keras_rda.callbacks.counted import TOLERANCE, MultiplyAdds
+from keras_rda.callbacks.logs import entries, penalty_strengths
 from keras_rda.checks import check_number, is_number, is_positive_integer
 from keras_rda.compression import classes, graph
 from keras_rda.litert import convert, exporting
+from keras_rda.metrics import summarize
 from keras_rda.optimizers.base import PenalizedOptimizer, inner_optimizer
 from keras_rda.penalties import L1
 from keras_rda.types import Quantization
@@ -56,6 +58,9 @@ class TargetSparsity(keras.callbacks.Callback):
     gets there only by zeroing many weights after the last batch, gives a warning, as does a rate that falls to zero too
     early, and a callback that may choose the weights of an earlier, denser epoch (`EarlyStopping`, `ModelCheckpoint`,
     `SwapEMAWeights`).
+
+    After each epoch σ of all kernels and λ stand in the logs, as `kernel_sparsity` and `penalty_strength`: in the
+    progress bar, in `History`, in what `plot_history` draws.
 
     Args:
         target: σ over the penalised kernels at the end, or another share that `of` names, a number above 0 and below
@@ -264,6 +269,10 @@ class TargetSparsity(keras.callbacks.Callback):
                 optimizer = self._optimizer()
                 for group in self._groups:
                     group.steer(optimizer, self._schedule, steering.Measurement(*shares, self._updates))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            logs |= entries(summarize(self.model.trainable_variables), penalty_strengths(self.model))
 
     def on_train_end(self, logs=None):
         if not self._is_judged_last:
