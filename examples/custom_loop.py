@@ -3,16 +3,19 @@
     KERAS_BACKEND=tensorflow python examples/custom_loop.py
     KERAS_BACKEND=jax python examples/custom_loop.py
 
-What `fit` does for you, in two functions: an optimizer of this package is applied as any Keras optimizer is.
+What `fit` does for you, in two functions: an optimizer of this package is applied as any Keras optimizer is. Ends with
+a plot of accuracy and σ.
 """
 
 import argparse
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import plotting
 
 import keras_rda
 
@@ -77,9 +80,11 @@ def main():
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--penalty", type=float, default=2e-3, help="λ")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(__file__).parent / "output")
     arguments = parser.parse_args()
     if arguments.epochs < 1:
         parser.error(f"--epochs must be at least 1; received {arguments.epochs}")
+    arguments.output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
     (x_train, y_train), (x_test, y_test) = keras_rda.datasets.load_digits()
     x_train, x_test = (x.astype("float32") / 16 for x in (x_train, x_test))
@@ -91,6 +96,7 @@ def main():
     optimizer.build(model.trainable_variables)  # before the first step is traced
     step = {"tensorflow": tensorflow_step, "jax": jax_step}[keras.backend.backend()](model, optimizer)
 
+    history = {"top-1": [], "sparsity": []}
     for epoch in range(arguments.epochs):
         order = np.random.default_rng((arguments.seed, epoch)).permutation(len(x_train))
         losses = []
@@ -99,7 +105,12 @@ def main():
             losses.append(float(step(x_train[rows], y_train[rows])))
         top1 = np.mean(np.argmax(model.predict(x_test, verbose=0), -1) == y_test)
         sigma = keras_rda.sparsity(model)
+        for values, value in zip(history.values(), (top1, sigma), strict=True):
+            values.append(value)
         print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, top-1 {100 * top1:.2f} %, σ {sigma:.4f}")
+    figure = keras_rda.plot_history(history)[0].figure
+    command = f"python examples/custom_loop.py --epochs {arguments.epochs} --penalty {arguments.penalty:g}"
+    plotting.save(figure, arguments.output / "custom-loop.png", command)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,10 @@ def main():
     parser.add_argument("--sparsity", type=float, default=0.9, help="wanted σ of the kernels")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backup", type=pathlib.Path, help=".npz file to go on from when started again")
-    parser.add_argument("--output", type=pathlib.Path, help=".keras file to save the trained model to")
+    output = pathlib.Path(__file__).parent / "output" / "distributed.keras"
+    parser.add_argument(
+        "--output", type=pathlib.Path, default=output, help="file of the trained model; beside it a plot"
+    )
     parser.add_argument("--local-workers", type=int, help="start that many workers on this machine")
     arguments = parser.parse_args()
     for name in ("epochs", "batch_size", "local_workers"):
@@ -137,7 +140,8 @@ def train(arguments, worker, workers):
 
         return strategy.experimental_distribute_values_from_function(own)
 
-    callbacks = [keras_rda.TargetSparsity(arguments.sparsity)]
+    history = keras.callbacks.History()
+    callbacks = [keras_rda.TargetSparsity(arguments.sparsity), history]
     own = tempfile.TemporaryDirectory()
     if arguments.backup:
         # One worker writes the backup that all of them go on from; the others keep a copy.
@@ -162,7 +166,7 @@ def train(arguments, worker, workers):
             rows = order[batch * arguments.batch_size : (batch + 1) * arguments.batch_size]
             losses.append(step(shares(x_train, rows), shares(y_train, rows)))
             callbacks.on_train_batch_end(batch)
-        callbacks.on_epoch_end(epoch)
+        callbacks.on_epoch_end(epoch, {"loss": float(np.mean(losses))})
         if not worker:
             print(f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, σ {keras_rda.sparsity(model):.4f}", flush=True)
     callbacks.on_train_end()
@@ -172,14 +176,20 @@ def train(arguments, worker, workers):
         top1 = np.mean(np.argmax(logits, -1) == y_test)
         sigma = keras_rda.sparsity(model, kernels_only=True)
         print(f"{workers} of {workers} workers: top-1 {100 * top1:.2f} %, σ of the kernels {sigma:.4f}")
-        if arguments.output:
-            unfinished = arguments.output.with_suffix(".part.keras")
-            model.save(unfinished)
-            with unfinished.open("rb+") as file:
-                os.fsync(file.fileno())  # on the disk before the backup goes
-            unfinished.replace(arguments.output)
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = arguments.output.with_suffix(".part.keras")
+        model.save(unfinished)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())  # on the disk before the backup goes
+        unfinished.replace(arguments.output)
         if arguments.backup:
             arguments.backup.unlink(missing_ok=True)
+        if history.epoch:
+            import plotting
+
+            figure = keras_rda.plot_history(history)[0].figure
+            command = f"python examples/distributed.py --dataset {arguments.dataset} --epochs {arguments.epochs}"
+            plotting.save(figure, arguments.output.with_suffix(".png"), f"{command}, {workers} workers")
 
 
 def network(input_shape):

@@ -6,7 +6,7 @@
 There are no sounds in the package: its digits, stretched to the 49×10 cepstral coefficients of a second, stand in for
 them. DS-CNN is trained by the recipe and exported in int8 for TFLite Micro: without its dead channels, for a runtime of
 any age, and with its zeros left out too, which needs DECODE; of the latter a C header is written. Prints flash, arena
-(RAM) and time of both beside the dense file, and top-1 on the test images, in TFLite Micro's interpreter.
+(RAM) and time of both beside the dense file, in TFLite Micro's interpreter, and draws them; and top-1 on the test images.
 """
 
 import argparse
@@ -18,6 +18,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
 
 import keras
 import numpy as np
+import plotting
 from recipe import train
 from rich.console import Console
 from rich.table import Table
@@ -50,7 +51,7 @@ def main():
     x_train, x_test = (((x - mean) / deviation).astype("float32") for x in (x_train, x_test))
 
     model = network(arguments.width)
-    train(model, x_train, y_train, arguments.epochs, 32, arguments.sparsity)
+    train(model, ((x_train, y_train), (x_test, y_test)), arguments.epochs, 32, arguments.sparsity)
     plain = keras.Model(model.inputs, model.outputs)  # the same layers, without the optimizer
     plain.save(arguments.output / "digits-ds-cnn.keras")
 
@@ -67,11 +68,19 @@ def main():
         (run,) = micro.run([(file, x_test)])
         (logits,) = run.outputs.values()
         measured, top1 = report.measured, 100 * np.mean(np.argmax(logits, -1) == y_test)
-        time = f"{1 / measured.ratio:.2f}" if measured.ratio else "1.00"  # there was no channel to remove
-        rows.append((name, f"{report.bytes:,}", f"{measured.arena:,}", time, f"{top1:.2f}"))
-    table.add_row("dense", f"{report.dense_bytes:,}", f"{measured.dense_arena:,}", "1.00", "")
-    for row in rows:
-        table.add_row(*row)
+        time = 1 / measured.ratio if measured.ratio else 1.0  # there was no channel to remove
+        rows.append((name, report.bytes, measured.arena, time, f"{top1:.2f}"))
+    rows.insert(0, ("dense", report.dense_bytes, measured.dense_arena, 1.0, ""))
+    for name, flash, arena, time, top1 in rows:
+        table.add_row(name, f"{flash:,}", f"{arena:,}", f"{time:.2f}", top1)
+    figure = plotting.figure(1.6)
+    names, *columns, _ = zip(*rows, strict=True)
+    titles = ("flash, kB", "arena (RAM), kB", "time, TFLite Micro")
+    panels = figure.subplots(1, 3, sharey=True)
+    for panel, title, values, unit in zip(panels, titles, columns, (1000, 1000, 1), strict=True):
+        values = {name: value / unit for name, value in zip(names, values, strict=True)}
+        plotting.bars(panel, values, [f"{value:.3g}" for value in values.values()], title)
+    plotting.save(figure, arguments.output / "digits-ds-cnn.png", f"python examples/microcontroller.py, {table.title}")
     console = Console(width=120)
     console.print(table)
     top1 = 100 * np.mean(np.argmax(model.predict(x_test, batch_size=360, verbose=0), -1) == y_test)

@@ -3,7 +3,8 @@
     python examples/phone.py
 
 Prints bytes, top-1 and the largest difference from Keras for each file; where AArch64 is set up
-(`python3 -m keras_rda.litert.aarch64`), the files were run there too, natively on an Arm machine or emulated.
+(`python3 -m keras_rda.litert.aarch64`), the files were run there too, natively on an Arm machine or emulated. Draws bytes
+and top-1.
 """
 
 import argparse
@@ -15,6 +16,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
 
 import keras
 import numpy as np
+import plotting
 from quickstart import PENALTY, litert_logits, network
 from rich.console import Console
 from rich.table import Table
@@ -48,19 +50,27 @@ def main():
         table.add_column(column, justify="right")
     table.add_column("run on")
     expected, dense = model.predict(x_test, batch_size=360, verbose=0), 4 * model.count_params()
+    sizes, texts = {"dense float32": dense / 1000}, [f"{dense / 1000:.0f} kB"]
     for quantize in (None, "float16", "dynamic", "int8"):
         file = arguments.output / f"digits-{quantize or 'float32'}.tflite"
         # The ranges of int8 activations are those of these images.
         report = keras_rda.export(small, file, quantize, representative_data=x_train[:200], machine=machine)
         logits = litert_logits(file, x_test)
+        top1, size = 100 * np.mean(np.argmax(logits, -1) == y_test), report.bytes / 1000
+        sizes[quantize or "float32"], texts = size, [*texts, f"{size:.0f} kB, top-1 {top1:.2f} %"]
         table.add_row(
             str(quantize),
             f"{report.bytes:,}",
             f"1/{dense / report.bytes:.1f}",
-            f"{100 * np.mean(np.argmax(logits, -1) == y_test):.2f}",
+            f"{top1:.2f}",
             f"{np.max(np.abs(logits - expected)):.2g}",
             "this machine" + (" and AArch64" if machine else ""),
         )
+    figure = plotting.figure(2)
+    plotting.bars(figure.subplots(), sizes, texts, "kB of the LiteRT file")
+    plotting.save(
+        figure, arguments.output / "digits-phone.png", f"python examples/phone.py --epochs {arguments.epochs}"
+    )
     console = Console(width=120)
     console.print(table)
     console.print(f"Top-1 in Keras: {100 * np.mean(np.argmax(expected, -1) == y_test):.2f}. “Dense”: 4 bytes a weight.")

@@ -88,6 +88,15 @@ def line(axes, x, values, colour, text="", style="-"):
     axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
+def bars(axes, values, texts, title):
+    """Draw a dict of name → number as bars from the top, the first in grey: it is what the others are compared with."""
+    drawn = axes.barh(list(values), list(values.values()), color=[GREY, *[BLUE] * (len(values) - 1)])
+    axes.bar_label(drawn, texts, padding=3)
+    axes.invert_yaxis()
+    axes.set(title=title, xlim=(0, 1.25 * max(values.values())))
+    axes.grid(visible=False, axis="y")
+
+
 def apart(places, gap, lowest):
     """Places moved as little as possible (least squares) until no two are closer than `gap`, none below `lowest`."""
     order = sorted(range(len(places)), key=places.__getitem__)

@@ -5,7 +5,7 @@
 
 By default on the handwritten digits that come with the package. It prints a table (top-1 in Keras and in the LiteRT
 interpreter on the whole test split, σ over all trainable weights, file sizes, largest difference between the two) and
-saves the files and a plot of accuracy and σ over the epochs.
+saves the files and a plot of accuracy, σ and λ over the epochs.
 """
 
 import argparse
@@ -111,8 +111,7 @@ def main():
     table.add_column("method")
     for column in ("top-1", "top-1 LiteRT", "σ", "bytes dense", "bytes sparse", "sparse/dense", "largest difference"):
         table.add_column(column, justify="right")
-    figure = plotting.figure(3)
-    panels = dict(zip(("val_accuracy", "sparsity"), figure.subplots(1, 2), strict=True))
+    histories = {}
 
     with Progress(
         TextColumn("{task.description:>5}"),
@@ -130,7 +129,7 @@ def main():
                 metrics=["accuracy"],
                 jit_compile=True,
             )
-            history = model.fit(
+            histories[method] = model.fit(
                 x_train,
                 y_train,
                 batch_size=batch_size,
@@ -139,10 +138,7 @@ def main():
                 validation_batch_size=360,
                 callbacks=[keras_rda.SparsityLogger(), ProgressBar(progress, method, arguments.epochs)],
                 verbose=0,
-            ).history
-            for key, panel in panels.items():
-                values = [[value] for value in history[key]]
-                plotting.line(panel, range(1, 1 + len(values)), values, plotting.colour(method.lower()), method)
+            )
 
             file = arguments.output / f"{arguments.dataset}-{method.lower()}.tflite"
             report = keras_rda.export(model, file)
@@ -158,10 +154,9 @@ def main():
                 f"{np.max(np.abs(received - expected)):.2g}",
             )
 
-    panels["val_accuracy"].set(ylabel="top-1 on the test split", xlabel="epoch", title=arguments.dataset)
-    panels["sparsity"].set(ylabel="σ, all trainable weights", xlabel="epoch", ylim=(-0.02, 1))
     options = [f"--{name} {getattr(arguments, name):g}" for name in ("epochs", "penalty", "seed")]
     command = f"python examples/quickstart.py --dataset {arguments.dataset} {' '.join(options)}"
+    figure = keras_rda.plot_history(histories)[0].figure
     plotting.save(figure, arguments.output / f"{arguments.dataset}.png", command)
     console = Console(width=120) if not os.isatty(1) else Console()
     console.print(table)

@@ -5,7 +5,7 @@
 
 Prints three rows: dense training; the recipe from scratch in as many epochs; the dense model made sparse by fine-tuning
 in a quarter as many, of which the first two fifths choose the zeros and the others train what is left. Each model is
-compressed, saved and exported; top-1 is that of its LiteRT file.
+compressed, saved and exported; top-1 is that of its LiteRT file. A plot shows accuracy, σ and λ over the epochs.
 """
 
 import argparse
@@ -17,6 +17,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"  # export needs it
 
 import keras
 import numpy as np
+import plotting
 from quickstart import BATCH_SIZE, litert_logits, load, network
 from rich.console import Console
 from rich.table import Table
@@ -31,19 +32,32 @@ def cosine(rate, steps):
     return keras.optimizers.schedules.CosineDecay(rate, steps)
 
 
-def train(model, x, y, epochs, batch_size, sparsity=None, learning_rate=1.0, end=0.75):
-    """Train densely, or, if `sparsity` is given, by the recipe."""
-    steps = epochs * -(-len(x) // batch_size)
+def train(model, data, epochs, batch_size, sparsity=None, learning_rate=1.0, end=0.75, first=0):
+    """Train densely, or, if `sparsity` is given, by the recipe, and return the history; `first` epochs came before.
+
+    `data` are images and labels to train with, and the same to test with.
+    """
+    train, test = data
+    steps = epochs * -(-len(train[0]) // batch_size)
     if sparsity is None:
         # Keras' SGD decays the weights themselves, so momentum does not multiply it.
         optimizer = keras.optimizers.SGD(cosine(0.1, steps), momentum=0.9, weight_decay=WEIGHT_DECAY / 0.1)
-        callbacks = []
+        callbacks = [keras_rda.SparsityLogger()]
     else:
         optimizer = keras_rda.XRDA(cosine(learning_rate, steps), weight_decay=WEIGHT_DECAY)
         callbacks = [keras_rda.TargetSparsity(sparsity, end=end)]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"])
-    model.fit(x, y, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=callbacks)
+    return model.fit(
+        *train,
+        batch_size,
+        first + epochs,
+        0,
+        callbacks,
+        validation_data=test,
+        validation_batch_size=360,
+        initial_epoch=first,
+    )
 
 
 def main():
@@ -62,6 +76,7 @@ def main():
     (x_train, y_train), (x_test, y_test) = load(arguments.dataset, arguments.data_dir)
     mean, deviation = x_train.mean((0, 1, 2)), x_train.std((0, 1, 2))
     x_train, x_test = (((x - mean) / deviation).astype("float32") for x in (x_train, x_test))
+    data = (x_train, y_train), (x_test, y_test)
     arguments.output.mkdir(parents=True, exist_ok=True)
 
     table = Table("model", title=f"{arguments.dataset}, seed {arguments.seed}")
@@ -80,24 +95,31 @@ def main():
     keras.utils.set_random_seed(arguments.seed)
     dense = network(x_train.shape[1:], int(y_train.max()) + 1)
     initial_weights = dense.get_weights()
-    train(dense, x_train, y_train, epochs, batch_size)
+    histories = {"dense": train(dense, data, epochs, batch_size)}
     show("dense", dense, str(epochs))
 
     sparse = keras.models.clone_model(dense)
     sparse.set_weights(initial_weights)
-    train(sparse, x_train, y_train, epochs, batch_size, arguments.sparsity)
+    histories["sparse"] = train(sparse, data, epochs, batch_size, arguments.sparsity)
     show("sparse", sparse, str(epochs))
 
     fine_tuned = keras.models.clone_model(dense)
     fine_tuned.set_weights(dense.get_weights())
     more = epochs // 4
     choosing = max(1, round(0.4 * more))
-    train(fine_tuned, x_train, y_train, choosing, batch_size, arguments.fine_tuned_sparsity, learning_rate=0.5, end=0.9)
+    histories["fine-tuned: zeros chosen"] = train(
+        fine_tuned, data, choosing, batch_size, arguments.fine_tuned_sparsity, learning_rate=0.5, end=0.9, first=epochs
+    )
     keras_rda.freeze_zeros(fine_tuned)
-    train(fine_tuned, x_train, y_train, more - choosing, batch_size)
+    histories["fine-tuned: zeros frozen"] = train(
+        fine_tuned, data, more - choosing, batch_size, first=epochs + choosing
+    )
     show("fine-tuned", fine_tuned, f"{epochs} + {more}")
 
     Console(width=120).print(table)
+    figure = keras_rda.plot_history(histories)[0].figure
+    options = f"--dataset {arguments.dataset} --epochs {epochs} --seed {arguments.seed}"
+    plotting.save(figure, arguments.output / f"{arguments.dataset}-recipe.png", f"python examples/recipe.py {options}")
 
 
 if __name__ == "__main__":

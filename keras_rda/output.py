@@ -27,7 +27,8 @@ def text(*parts, width):
 
     Names come out of files: none of them is taken for markup, and what would command the terminal becomes `�`.
     """
-    console = Console(width=width, color_system=None, markup=False, emoji=False, highlight=False)
+    plain = {"color_system": None, "markup": False, "emoji": False, "highlight": False}
+    console = Console(width=width, force_jupyter=False, **plain)  # in notebooks it would add an empty output
     with console.capture() as capture:
         for part in parts:
             console.print(part)

@@ -13,21 +13,13 @@ History: TypeAlias = keras.callbacks.History | Mapping[str, Sequence[float]]
 
 # Of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-}
 # What this package's callbacks add to a history.
 SPARSITIES, STRENGTH = ("kernel_sparsity", "sparsity"), "penalty_strength"
 TITLES = {"kernel_sparsity": "σ of the kernels", "sparsity": "σ of all weights", STRENGTH: "λ"}
 
 
 def subplots(wanted_by, columns=1, size=(8, 5)):
-    """New axes side by side, as an array; a function of the name `wanted_by` draws into them.
+    """New axes side by side, of one range of x, as an array; a function of the name `wanted_by` draws into them.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -38,8 +30,13 @@ def subplots(wanted_by, columns=1, size=(8, 5)):
         raise ImportError(
             f"{wanted_by} draws with matplotlib, which is not installed: python3 -m pip install matplotlib does that."
         ) from error
-    with pyplot.rc_context(STYLE):
-        return pyplot.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)[1][0]
+    # Not within `rc_context`, which would undo what a notebook's backend sets when it makes its first figure.
+    axes = pyplot.subplots(1, columns, sharex=True, squeeze=False, figsize=size, layout="constrained")[1][0]
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(color="#E6E6E6")
+        panel.set_axisbelow(True)
+    return axes
 
 
 def plot_history(history: History | Mapping[str, History], metric: str | None = None) -> Any:
@@ -89,14 +86,14 @@ def plot_history(history: History | Mapping[str, History], metric: str | None = 
     for panel, name in zip(axes, (metric, sigma, STRENGTH), strict=False):
         _draw(panel, name, runs)
         validated = " (dashed: training)" if f"val_{name}" in known else ""
-        panel.set_title(TITLES.get(name, name) + validated, loc="left", fontsize=10)
+        panel.set_title(TITLES.get(name, name) + validated, loc="left", fontsize="medium")
         panel.set_xlabel("epoch")
         panel.xaxis.get_major_locator().set_params(integer=True)
     axes[1].set_ylim(-0.02, 1.02)
     if has_strength and any(strength > 0 for _, of in runs.values() for strength in of.get(STRENGTH, ())):
         axes[2].set_yscale("log", nonpositive="mask")
     if len(runs) > 1:
-        axes[0].legend()
+        axes[0].legend(fontsize="small")
     return axes
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import pathlib
 import tempfile
 import warnings
@@ -50,9 +51,20 @@ def convert(model, quantize=None, samples=None, batch_size=None):
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory) / "model.tflite"
         # Keras 3.13 says where its intermediate files are, whatever `verbose`.
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _warnings_only(tf.get_logger()):
             # Of every calibrated file whose inputs stay float32, as they do here; and of TensorFlow's own calibrator.
             warnings.filterwarnings("ignore", "Statistics for quantized inputs were expected", UserWarning)
             warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is deprecated", UserWarning)
             model.export(str(path), format="litert", verbose=False, **options)
         return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _warnings_only(logger):
+    """Let a logger pass nothing below warnings: in notebooks TensorFlow's says where its intermediate files are."""
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
