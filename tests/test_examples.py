@@ -44,6 +44,12 @@ def table_rows(output, row):
     }
 
 
+def is_picture(file):
+    """Whether a file is a picture as wide as a README, in which something is drawn: of many grey levels."""
+    image = keras.utils.img_to_array(keras.utils.load_img(file, color_mode="grayscale"))
+    return image.shape[1] >= 960 and len(np.unique(image)) > 25
+
+
 @tensorflow_only
 def test_quickstart(tmp_path):
     output = run("quickstart.py", "--epochs", 2, "--output", tmp_path).stdout
@@ -57,6 +63,7 @@ def test_quickstart(tmp_path):
     assert rows["MRDA"][2] > 0.3
     assert {file.name for file in tmp_path.iterdir()} == {"digits-sgd.tflite", "digits-mrda.tflite", "digits.png"}
     assert (tmp_path / "digits-mrda.tflite").stat().st_size == rows["MRDA"][4]
+    assert is_picture(tmp_path / "digits.png")
 
 
 @pytest.mark.parametrize(
@@ -86,15 +93,17 @@ def test_recipe(tmp_path):
         assert top1 > 80
         assert measured == pytest.approx(sigma, abs=0.005)
         assert size == (tmp_path / f"digits-{name}.tflite").stat().st_size
+    assert is_picture(tmp_path / "digits-recipe.png")
 
 
-def test_custom_loop():
-    lines = run("custom_loop.py", "--epochs", 4).stdout.splitlines()
+def test_custom_loop(tmp_path):
+    lines = run("custom_loop.py", "--epochs", 4, "--output", tmp_path).stdout.splitlines()
     epochs = [list(map(float, re.findall(r"(?:loss|top-1|σ) ([\d.]+)", line))) for line in lines]
     assert len(epochs) == 4
     assert epochs[-1][0] < epochs[0][0]
     assert epochs[-1][1] > 80
     assert epochs[-1][2] > 0.3
+    assert is_picture(tmp_path / "custom-loop.png")
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
@@ -107,6 +116,7 @@ def test_phone(tmp_path):
     assert all(float(top1) > 80 for *_, top1 in rows)
     for name, size in sizes.items():
         assert (tmp_path / f"digits-{'float32' if name == 'None' else name}.tflite").stat().st_size == size
+    assert is_picture(tmp_path / "digits-phone.png")
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
@@ -120,6 +130,7 @@ def test_microcontroller(tmp_path):
     assert sizes["zeros left out"] == (tmp_path / "digits-ds-cnn.tflite").stat().st_size
     assert all(float(top1) > 80 for *_, top1 in rows[1:])
     assert f"digits_ds_cnn_len = {sizes['zeros left out']};" in (tmp_path / "digits_ds_cnn.h").read_text()
+    assert is_picture(tmp_path / "digits-ds-cnn.png")
 
 
 @pytest.mark.every  # a minute of XLA's; test_export.py has MobileNet by default
@@ -459,6 +470,8 @@ def test_distributed(tmp_path):
     assert float(ours[0]) == pytest.approx(float(theirs[0]), abs=1.0)  # top-1, of 360 images
     assert float(ours[1]) == pytest.approx(float(theirs[1]), abs=0.001)
     assert float(ours[1]) == pytest.approx(0.9, abs=0.005)
+    assert is_picture(tmp_path / "alone.png")
+    assert is_picture(tmp_path / "together.png")
 
     # A worker of two is killed in the third epoch; started again, they end with the bits of those that were not.
     killed = ("--output", tmp_path / "killed.keras", "--backup", tmp_path / "backup.npz")
