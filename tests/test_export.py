@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import logging
 import os
 import re
 import subprocess
@@ -37,6 +38,24 @@ def test_exported_file_is_small_and_equal_to_keras(tmp_path):
     for part in (f"{report.bytes:,}", f"{report.dense_bytes:,}", "model.tflite"):
         assert part in text
     assert [file.name for file in tmp_path.iterdir()] == ["model.tflite"]
+
+
+@tensorflow_only
+def test_nothing_is_said_where_python_is_interactive(tmp_path, capfd):
+    """As in notebooks, where TensorFlow's logger tells all that it does to the standard output."""
+    import tensorflow as tf
+
+    logger = tf.get_logger()
+    before = logger.level
+    logger.addHandler(handler := logging.StreamHandler(sys.stdout))
+    try:
+        logger.setLevel(logging.INFO)
+        keras_rda.export(small_network(), tmp_path / "model.tflite")
+        assert logger.level == logging.INFO
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    assert "Assets written" not in "".join(capfd.readouterr())
 
 
 @tensorflow_only
