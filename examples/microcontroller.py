@@ -5,8 +5,8 @@
 
 There are no sounds in the package: its digits, stretched to the 49×10 cepstral coefficients of a second, stand in for
 them. DS-CNN is trained by the recipe and exported in int8 for TFLite Micro: without its dead channels, for a runtime of
-any age, and with its zeros left out too, which needs DECODE; of the latter a C header is written. Prints flash, arena
-(RAM) and time of both beside the dense file, in TFLite Micro's interpreter, and draws them; and top-1 on the test images.
+any age, and with its zeros left out too, which needs DECODE; of the latter a C header is written. Prints and draws
+flash, arena (RAM) and time of both beside the dense file, in TFLite Micro's interpreter, and prints their top-1.
 """
 
 import argparse

@@ -2,9 +2,8 @@
 
     python examples/phone.py
 
-Prints bytes, top-1 and the largest difference from Keras for each file; where AArch64 is set up
-(`python3 -m keras_rda.litert.aarch64`), the files were run there too, natively on an Arm machine or emulated. Draws bytes
-and top-1.
+Prints bytes, top-1 and the largest difference from Keras for each file, and draws the first two; where AArch64
+is set up (`python3 -m keras_rda.litert.aarch64`), the files were run there too, natively on an Arm machine or emulated.
 """
 
 import argparse

@@ -3,13 +3,12 @@
 import importlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 
 from keras_rda.checks import is_number
-
-History: TypeAlias = keras.callbacks.History | Mapping[str, Sequence[float]]
+from keras_rda.types import History
 
 # Of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -59,12 +58,11 @@ def plot_history(history: History | Mapping[str, History], metric: str | None = 
         TypeError: it is not a history, nor a dict of some.
         ValueError: a history without epochs, without the metric, or none with σ.
 
-    Example:
-
-    >>> history = model.fit(x, y, epochs=3, callbacks=[keras_rda.SparsityLogger()], verbose=0)
-    >>> axes = keras_rda.plot_history(history)
-    >>> [panel.get_title(loc="left") for panel in axes]
-    ['loss', 'σ of the kernels', 'λ']
+    Examples:
+        >>> history = model.fit(x, y, epochs=3, callbacks=[keras_rda.SparsityLogger()], verbose=0)
+        >>> axes = keras_rda.plot_history(history)
+        >>> [panel.get_title(loc="left") for panel in axes]
+        ['loss', 'σ of the kernels', 'λ']
     """
     runs = {name: _entries(name, of) for name, of in _by_name(history).items()}
     known = list(dict.fromkeys(name for _, of in runs.values() for name in of))

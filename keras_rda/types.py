@@ -1,7 +1,7 @@
 """What public arguments may be, for type checkers."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import keras
@@ -24,6 +24,9 @@ Machine: TypeAlias = Literal["aarch64", "wasm", "micro"]
 
 Data: TypeAlias = np.ndarray | Mapping[str, np.ndarray] | Iterable
 """Samples: an array, a dict of input name → array, or an iterable of such."""
+
+History: TypeAlias = keras.callbacks.History | Mapping[str, Sequence[float]]
+"""What `model.fit` returns, or its dict of lists, a number an epoch."""
 
 Jobs: TypeAlias = Iterable[tuple[Path, np.ndarray | Mapping[str, np.ndarray]]]
 """LiteRT files to run elsewhere, each with its inputs: an array, or a dict of input name → array."""

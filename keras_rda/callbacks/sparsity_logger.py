@@ -32,12 +32,11 @@ class SparsityLogger(keras.callbacks.Callback):
     Raises:
         ImportError: when training begins, TensorBoard is not installed.
 
-    Example:
-
-    >>> callbacks = [keras_rda.SparsityLogger("logs"), keras.callbacks.TensorBoard("logs")]
-    >>> history = model.fit(x, y, epochs=2, callbacks=callbacks, verbose=0)
-    >>> sorted(history.history)
-    ['kernel_sparsity', 'loss', 'penalty_strength', 'sparsity']
+    Examples:
+        >>> callbacks = [keras_rda.SparsityLogger("logs"), keras.callbacks.TensorBoard("logs")]
+        >>> history = model.fit(x, y, epochs=2, callbacks=callbacks, verbose=0)
+        >>> sorted(history.history)
+        ['kernel_sparsity', 'loss', 'penalty_strength', 'sparsity']
     """
 
     def __init__(self, log_dir: Path | None = None) -> None:
