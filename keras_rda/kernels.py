@@ -1,5 +1,7 @@
 """Which weights are kernels, by their names: a variable does not know its layer."""
 
+import re
+
 import keras
 import numpy as np
 
@@ -23,6 +25,12 @@ def variable_path(variable):
 def longest_part(path, parts):
     """The longest of `parts` that is made of whole names in `path`, or None: "conv2d" is none of "conv2d_1/kernel"."""
     return max((part for part in parts if f"/{part.strip('/')}/" in f"/{path}/"), key=len, default=None)
+
+
+def is_nameless(path):
+    """Whether the variable at `path` may be one of a `keras.layers.TorchModuleWrapper`: on torch, under the name that
+    Keras gives to what has none. Nothing tells then what it is, and torch's kernels lie with their outputs first."""
+    return keras.backend.backend() == "torch" and re.fullmatch(r"variable(_\d+)?", path.split("/")[-1]) is not None
 
 
 def is_kernel(variable):

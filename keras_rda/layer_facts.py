@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import keras
 
 from keras_rda import _keras
-from keras_rda.kernels import is_kernel
+from keras_rda.kernels import is_kernel, is_nameless
 
 
 class Axes(NamedTuple):
@@ -102,9 +102,11 @@ def guess_axes(path, shape):
 
     Returns:
         `Axes`; or None where name and rank do not tell: a kernel of rank 3 may belong to Conv1D, EinsumDense or
-        attention.
+        attention, one without a name to a module of torch.
     """
     rank = len(shape)
+    if is_nameless(path):
+        return None
     if rank == 3 and "conv1d" not in path and not any(name in path for name in _BY_NAME):
         return None
     # A convolution with a single filter has no filter to spare, so (…, channels, 1) is read as depthwise.

@@ -1,4 +1,4 @@
-"""Fixtures. Run with KERAS_BACKEND=tensorflow and KERAS_BACKEND=jax."""
+"""Fixtures. Run with KERAS_BACKEND=tensorflow, jax and torch."""
 
 import contextlib
 import importlib.metadata
@@ -17,6 +17,11 @@ from keras_rda.litert import aarch64, exporting, verification
 from keras_rda.litert.machines import process
 
 COMPILED = pathlib.Path(__file__).with_name("compiled_runner.py")
+
+if BACKEND == "torch":
+    import torch
+
+    torch.set_num_threads(1)  # networks are tiny here, and two processes that share two cores wait for one another
 
 # Not the time of one example but its result: the first of a shape compiles. Derandomised, so that CI is repeatable.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)

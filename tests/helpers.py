@@ -21,9 +21,21 @@ BACKEND = keras.backend.backend()
 PREPARED = pathlib.Path(
     os.environ.get("KERAS_RDA_TFDS", pathlib.Path(__file__).parents[2] / "shared" / "data" / "tfds")
 )
+# Of a backend whose compiler takes half a minute for the smallest network, what compiles runs with `-m every` alone.
+COMPILES = BACKEND != "torch"
 needs_emulation = pytest.mark.skipif(
     not aarch64.is_ready(), reason="AArch64 emulation is not set up: python3 -m keras_rda.litert.aarch64"
 )
+
+
+def compiles(test):
+    """Mark a test, or a case of one, that is about compiled training."""
+    return test if COMPILES else pytest.mark.every(test)
+
+
+def once(reason):
+    """Skip what computes the same whatever the backend, and takes long, on all but TensorFlow."""
+    return pytest.mark.skipif(BACKEND != "tensorflow", reason=f"once, on TensorFlow, is enough: {reason}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +118,7 @@ OPTIMIZERS = {
         {"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9},
         (2, 2),
         lambda cosine: {"learning_rate": 0.1, "averaging": 0.1},
-        group_strength=0.03,
+        group_strength=0.05,
         small_penalty=1e-3,
     ),
     "XRDA": Case(
@@ -169,8 +181,9 @@ def variables(*arrays, dtype="float32"):
 
 
 def values(items):
-    """The values of variables as NumPy arrays."""
-    return [keras.ops.convert_to_numpy(item) for item in items]
+    """The values of variables as NumPy arrays: copies, for an array that shares a variable's memory (on torch's CPU
+    `np.asarray` makes one) would change with it, and “before” equal “after” whatever happened."""
+    return [np.array(keras.ops.convert_to_numpy(item)) for item in items]
 
 
 def state(model):
@@ -179,15 +192,20 @@ def state(model):
 
 
 def compiled_steps(optimizer, variable, gradients):
-    """Yield the variable after each compiled update."""
+    """Yield the variable after each update, compiled where the backend `COMPILES`."""
     for (value,) in compiled_updates(optimizer, [variable], ([gradient] for gradient in gradients)):
         yield value
 
 
 def compiled_updates(optimizer, variables, gradients):
-    """Yield the list of the variables after each compiled update; `gradients` are lists."""
+    """Yield the list of the variables after each update, compiled where the backend `COMPILES`; `gradients` are
+    lists."""
     optimizer.build(variables)
-    if keras.backend.backend() == "jax":
+    if not COMPILES:
+        for gradient in gradients:
+            optimizer.apply(list(map(keras.ops.convert_to_tensor, gradient)), variables)
+            yield values(variables)
+    elif BACKEND == "jax":
         import jax
 
         apply = jax.jit(optimizer.stateless_apply)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from helpers import BACKEND, OPTIMIZERS, compiled, compiled_updates, fit, state, values
+from helpers import BACKEND, OPTIMIZERS, compiled, compiles, compiled_updates, fit, state, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_compress import Builder, assert_same_outputs, randomise
@@ -471,6 +471,7 @@ def test_non_finite_weights_stay_where_they_are():
     assert np.isfinite(third).all()
 
 
+@compiles
 def test_fit_is_the_same_compiled_or_not(digits):
     results = []
     for jit_compile in (True, False):

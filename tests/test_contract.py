@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, compiled, compiled_steps, small_network, values, variables
+from helpers import BACKEND, compiled, compiles, compiled_steps, small_network, values, variables
 from keras import ops
 
 import keras_rda
@@ -26,7 +26,7 @@ def start(optimizer):
 
 def run(optimizer, weights, gradients):
     for gradient in gradients:
-        optimizer.apply(gradient, weights)
+        optimizer.apply(list(map(ops.convert_to_tensor, gradient)), weights)
     return values(weights)
 
 
@@ -40,6 +40,7 @@ def assert_close(ours, theirs, **tolerance):
         np.testing.assert_allclose(a, b, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
 
 
+@compiles
 def test_fit_trains_and_is_the_same_compiled_or_not(make_optimizer_of_each_kind, digits):
     x, y = digits[0][:96], digits[1][:96]
     results = []
@@ -254,7 +255,7 @@ def test_low_precision_variables_move_as_float32_ones(make_optimizer_of_each_kin
     optimizer = make_optimizer_of_each_kind(learning_rate=0.01)
     w_1 = np.linspace(-1, 1, 4).reshape(2, 2) * (not isinstance(optimizer, keras_rda.RDA))
     (low,), (high,) = variables(w_1, dtype=dtype), variables(w_1)
-    gradient = np.asarray(ops.cast(np.full((2, 2), -0.01), dtype))
+    gradient = ops.convert_to_numpy(ops.cast(np.full((2, 2), -0.01), dtype))
     *_, ours = compiled_steps(optimizer, low, [gradient] * 600)
     *_, theirs = compiled_steps(
         make_optimizer_of_each_kind(learning_rate=0.01), high, [gradient.astype("float32")] * 600
@@ -279,7 +280,7 @@ def test_averages_and_accumulated_gradients_of_low_precision_variables(make_opti
         (average,), averages = optimizer._model_variables_moving_average, []
         for _ in range(2):
             gradients = [np.full((2, 2), 32 if number else large) for number in range(32)]
-            for _ in compiled_steps(optimizer, variable, [np.asarray(ops.cast(-g, precision)) for g in gradients]):
+            for _ in compiled_steps(optimizer, variable, [ops.convert_to_numpy(ops.cast(-g, precision)) for g in gradients]):
                 pass
             averages.append(values([average])[0].astype("float64"))
         ends.append([values([variable])[0].astype("float32"), 1e4 * (averages[1] - averages[0])])
@@ -307,7 +308,7 @@ def test_averages_belong_to_their_variables(make_optimizer, dtype):
     np.testing.assert_array_equal(values([first])[0].astype("float32"), 7.0)
 
 
-@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 by default")
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 by default")
 def test_accumulated_gradients_of_float64_variables():
     optimizer = keras_rda.MRDA(gradient_accumulation_steps=2)
     (kernel,) = variables(np.ones((2, 2)), dtype="float64")
@@ -401,6 +402,11 @@ def test_custom_loop_equals_fit(make_optimizer_of_each_kind, digits):
             with tf.GradientTape() as tape:
                 value = loss(labels, by_hand(batch))
             gradients = tape.gradient(value, by_hand.trainable_variables)
+        elif BACKEND == "torch":
+            import torch
+
+            trained = [v.value for v in by_hand.trainable_variables]
+            gradients = torch.autograd.grad(loss(labels, by_hand(batch)), trained)
         else:
             import jax
 

@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pytest
 import reference
-from helpers import KINDS, compiled_steps, values, variables
+from helpers import BACKEND, COMPILES, KINDS, compiled_steps, values, variables
 from hypothesis import given
 from hypothesis import strategies as st
 
 import keras_rda
 
-STEPS = 2000
+STEPS = 2000 if COMPILES else 800  # not compiled, each takes milliseconds
 SHAPE = (6, 5)
 # A float32 sum of 2,000 terms is off by at most 2,000 half-ulps of its size, and by far less on average; by more
 # where equal steps are added to a weight, which round the same way each time.
@@ -221,6 +221,7 @@ def test_unpenalised_variables_take_the_sda_step():
 
 
 UPDATES = 1_000_000
+in_one_call = pytest.mark.skipif(BACKEND == "torch", reason="torch compiles no loop: a million calls take minutes")
 PERIODS = np.arange(3, 27).reshape(4, 6)
 
 
@@ -232,7 +233,7 @@ def repeated_gradient(t):
 def many_updates(optimizer, kernel, updates, gradient=repeated_gradient):
     """That many compiled updates in one call."""
     optimizer.build([kernel])
-    if keras.backend.backend() == "jax":
+    if BACKEND == "jax":
         import jax
 
         def body(t, carry):
@@ -255,6 +256,7 @@ def many_updates(optimizer, kernel, updates, gradient=repeated_gradient):
         many()
 
 
+@in_one_call
 @pytest.mark.parametrize("name", ["MRDA", "RMDA"])
 def test_a_million_updates(name):
     """S_t, a plain float32 sum of gradients that vary, stays within 1e-4 of its size; A_t, compensated, within 1e-7,
@@ -279,6 +281,7 @@ def test_a_million_updates(name):
         np.testing.assert_allclose(values([kernel])[0], wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
 
+@in_one_call
 @pytest.mark.parametrize("averaging", [1.0, None])
 def test_thresholds_of_a_million_updates(averaging):
     """XRDA's B_t is a plain float32 sum: of all steps for a = 1, where it is off by up to 1.5 %, of the latest for a

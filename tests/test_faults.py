@@ -10,7 +10,7 @@ import click
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, compiled, small_network, state
+from helpers import BACKEND, COMPILES, compiled, small_network, state
 
 import keras_rda
 from keras_rda import cli
@@ -37,7 +37,7 @@ def train(backup, marker, output):
     (x, y), _ = keras_rda.datasets.load_digits()
     x, y = (x[:128] / 16).astype("float32"), y[:128]
     optimizer = keras_rda.XRDA(keras.optimizers.schedules.CosineDecay(0.5, 4 * EPOCHS), 1e-4)
-    model = compiled(small_network(), optimizer, jit_compile=True)
+    model = compiled(small_network(), optimizer, jit_compile=COMPILES)
     callbacks = [keras_rda.TargetSparsity(0.8, interval=4), keras_rda.Backup(backup, delete_checkpoint=False)]
     callbacks.append(Marker(marker))
     model.fit(x, y, batch_size=32, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=callbacks)

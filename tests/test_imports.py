@@ -4,8 +4,11 @@ import ast
 import graphlib
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
+from helpers import BACKEND
 
 import keras_rda
 
@@ -72,3 +75,10 @@ def test_modules_import_what_stands_left_of_them():
             if room(module):  # `keras_rda` itself names what is public
                 right = other and (room(module) in alone or place[other] > place[room(module)])
                 assert not right, f"{module} imports keras_rda.{other}, which does not stand left of it"
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras imports TensorFlow itself")
+def test_tensorflow_is_not_imported():
+    """Where Keras computes with another backend: it takes seconds and half a gigabyte."""
+    code = "import sys, keras_rda; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

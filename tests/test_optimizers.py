@@ -9,7 +9,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from helpers import OPTIMIZERS, compiled, small_network, values, variables
+from helpers import BACKEND, OPTIMIZERS, compiled, small_network, values, variables
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -318,6 +318,55 @@ def test_exclusion_goes_by_whole_names():
     optimizer = keras_rda.MRDA()
     optimizer.exclude_from_penalty(var_names=["proj"])
     assert penalised(optimizer, towers()[0]) == [False, False, True]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="wraps modules of torch")
+def test_weights_of_torch_modules_are_penalised_as_told(tmp_path):
+    """Their variables have no names: a table of embeddings looks like a kernel."""
+    from torch import nn
+
+    def model():
+        table, dense = (
+            keras.layers.TorchModuleWrapper(module, output_shape=shape)
+            for module, shape in ((nn.Embedding(5, 4), (None, 4)), (nn.Linear(4, 3), (None, 3)))
+        )
+        x = keras.Input((), dtype="int32")
+        return keras.Model(x, dense(table(x))), table
+
+    def trained(var_list):
+        wrapped, table = model()
+        optimizer = keras_rda.MRDA(0.1, 10.0)
+        if var_list is not None:
+            optimizer.exclude_from_penalty(var_list=table.trainable_variables if var_list else [])
+        wrapped.compile(optimizer, "mse")
+        wrapped.fit(np.arange(5), np.ones((5, 3)), verbose=0)
+        return wrapped
+
+    with pytest.raises(ValueError, match=r"MRDA cannot tell .*'variable\w*': \(5, 4\).*exclude_from_penalty\(var_list"):
+        trained(None)
+    wrapped = trained(["table"])
+    assert [np.any(array) for array in values(wrapped.trainable_variables)] == [True, False, True]
+    wrapped.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", safe_mode=False)
+    assert [again.optimizer.penalizes(position) for position in range(3)] == [False, True, False]
+    assert [np.any(array) for array in values(trained([]).trainable_variables)] == [False, False, True]
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="wraps modules of torch")
+@pytest.mark.parametrize("with_layout", [True, False])
+def test_groups_of_torch_modules_are_refused_or_told(with_layout):
+    """Torch's kernels lie with their outputs first: Keras' axes would number the columns of a 3×3."""
+    from torch import nn
+
+    convolution = keras.layers.TorchModuleWrapper(nn.Conv2d(2, 4, 3), output_shape=(None, 4, 4, 4))
+    x = keras.Input((2, 6, 6))
+    model = keras.Model(x, convolution(x))
+    kernel = convolution.trainable_variables[0]
+    with pytest.raises(ValueError, match=rf"knows no input channels in '{kernel.path}' of shape \(4, 2, 3, 3\)"):
+        keras_rda.MRDA(penalty=keras_rda.GroupL1(1e-3, layout=model if with_layout else None)).build([kernel])
+    optimizer = keras_rda.MRDA(penalty=keras_rda.GroupL1(1e-3, layout={kernel.path: 1}))
+    optimizer.build([kernel])
+    assert optimizer.trained[0].penalty.units(kernel) == 2
 
 
 def test_exclusion_after_build():

@@ -1,5 +1,6 @@
 """Nothing of a training run is lost: configuration, state, and the bits after an interruption."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import textwrap
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, compiled, small_network, state, values, variables
+from helpers import BACKEND, COMPILES, compiled, small_network, state, values, variables
 
 import keras_rda
 
@@ -38,6 +39,36 @@ def test_config_keeps_schedules_and_changed_strength():
     changed = keras_rda.MRDA(penalty=1e-3)
     changed.penalty.strength = 5e-3
     assert float(keras_rda.MRDA.from_config(changed.get_config()).penalty.strength) == pytest.approx(5e-3)
+
+
+def test_copied_optimizer_goes_on_from_the_same_state(make_optimizer):
+    optimizer = make_optimizer(learning_rate=keras.optimizers.schedules.CosineDecay(0.1, 12), use_ema=True)
+    kernel, bias = variables(np.zeros((2, 3)), np.ones(3))
+    optimizer.exclude_from_penalty(var_list=[bias])
+    random = np.random.default_rng(0)
+
+    def step(of):
+        random_gradients = [random.normal(size=variable.shape).astype("float32") for variable in (kernel, bias)]
+        of.apply(list(map(keras.ops.convert_to_tensor, random_gradients)), [kernel, bias])
+
+    fresh = copy.deepcopy(optimizer)
+    assert not fresh.built
+    for _ in range(3):
+        step(optimizer)
+    copied, start = copy.deepcopy(optimizer), values([kernel, bias])
+    assert_same_bits(values(copied.variables), values(optimizer.variables))
+    assert copied.get_config() == optimizer.get_config()
+    before, ends = values(optimizer.variables), []
+    for either in (copied, optimizer):
+        random = np.random.default_rng(1)
+        for variable, value in zip((kernel, bias), start, strict=True):
+            variable.assign(value)
+        step(either)
+        ends.append(values([kernel, bias, *either.variables]))
+        if either is copied:
+            assert_same_bits(values(optimizer.variables), before)
+    assert_same_bits(*ends)
+    assert any(np.any(a != b) for a, b in zip(start, ends[0], strict=False))
 
 
 def test_exclusions_survive_loading(tmp_path, digits):
@@ -142,7 +173,7 @@ def test_initial_weights_are_the_centre_in_fit(digits):
     optimizer = keras_rda.SDA(1e-6)
     model = small_network()
     before = values(model.trainable_variables)
-    compiled(model, optimizer, jit_compile=True).fit(x, y, batch_size=8, epochs=2, verbose=0)
+    compiled(model, optimizer, jit_compile=COMPILES).fit(x, y, batch_size=8, epochs=2, verbose=0)
     for trained, weights in zip(optimizer.trained, before, strict=True):
         np.testing.assert_array_equal(values([trained.slots["center"]])[0], weights)
 
@@ -220,7 +251,7 @@ TRAINING = """
     import keras_rda
 
     sys.path.insert(0, sys.argv[1])
-    from helpers import compiled, small_network, state
+    from helpers import COMPILES, compiled, small_network, state
 
     class Kill(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -231,7 +262,7 @@ TRAINING = """
     (x, y), _ = keras_rda.datasets.load_digits()
     x, y = (x[:128] / 16).astype("float32"), y[:128]
     optimizer = keras_rda.MRDA(keras.optimizers.schedules.CosineDecay(0.5, 16), 1e-3)
-    model = compiled(small_network(), optimizer, jit_compile=True)
+    model = compiled(small_network(), optimizer, jit_compile=COMPILES)
     backup = keras.callbacks.BackupAndRestore(sys.argv[2], delete_checkpoint=False)
     model.fit(x, y, batch_size=32, epochs=4, shuffle=False, verbose=0, callbacks=[backup, Kill()])
     np.savez(sys.argv[3], *state(model))

@@ -127,7 +127,8 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         A second call excludes more.
 
         Args:
-            var_list: Variables of the model.
+            var_list: Variables of the model. On torch those without a name, as a `keras.layers.TorchModuleWrapper` has
+                them, are penalised if they are not in it, an empty list if need be; without one they are refused.
             var_names: Whole names in paths of variables, such as `"dense_1"` or `"dense_1/kernel"`: `"dense"` does not
                 exclude `"dense_1/kernel"`.
 
@@ -167,6 +168,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         # Before anything is built, because these raise.
         excluded = self._exclusions.from_penalty(variables)
         penalties = self._own_penalties(variables, excluded)
+        self._exclusions.check_names([v for v, penalty in zip(variables, penalties, strict=True) if penalty])
         super().build(variables)
         if self.penalty is not None and not any(penalties):
             warnings.warn(

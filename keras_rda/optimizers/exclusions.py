@@ -17,6 +17,7 @@ class Exclusions:
         paths, names: What was excluded as objects and by whole names.
         variables: How many variables the optimizer that was saved was built for, or None.
         penalty, weight_decay: The positions that were excluded from each. Keras does not save the latter itself.
+        told: Whether variables were excluded as objects: then those without a name that were not are kernels.
     """
 
     def __init__(
@@ -27,10 +28,12 @@ class Exclusions:
         variables: int | None = None,
         penalty: Iterable[int] = (),
         weight_decay: Iterable[int] = (),
+        told: bool = False,
     ) -> None:
         self._owner = owner
         self._saved_paths, self._names = list(paths), list(names)
         self._objects: dict[int, str] = {}  # by id, the path
+        self._told = told
         self.settle(variables, penalty, weight_decay)
 
     def add(self, var_list, var_names):
@@ -45,10 +48,23 @@ class Exclusions:
             )
         self._objects |= {id(variable): kernels.variable_path(variable) for variable in var_list or ()}
         self._names += var_names or ()
+        self._told = self._told or var_list is not None
 
     def settle(self, variables, penalty, weight_decay):
         """Keep the positions that an optimizer, built for so many variables, has excluded."""
         self._variables, self._penalty, self._weight_decay = variables, sorted(penalty), sorted(weight_decay)
+
+    def check_names(self, variables):
+        """Raise a `ValueError` if `variables`, which are penalised, may be tables of a torch module's embeddings."""
+        nameless = [v for v in variables if len(v.shape) == 2 and kernels.is_nameless(kernels.variable_path(v))]
+        if nameless and not self._told and self._variables is None:
+            raise ValueError(
+                f"{self._owner} cannot tell whether these variables are kernels, because they have no names, as those "
+                "of a keras.layers.TorchModuleWrapper: "
+                f"{ {kernels.variable_path(v): tuple(v.shape) for v in nameless} }. Say which of them are not, before "
+                "training: optimizer.exclude_from_penalty(var_list=[…]), with the trainable_variables of the layers "
+                "that wrap embeddings, or with an empty list if all are kernels."
+            )
 
     def from_weight_decay(self, variables):
         """The positions in `variables` that had no weight decay when the optimizer was saved."""
@@ -81,7 +97,8 @@ class Exclusions:
 
     def get_config(self, built):
         """The arguments, without the owner; positions once the optimizer is built, when they hold all exclusions."""
-        config = {"paths": [*self._saved_paths, *self._objects.values()], "names": list(self._names)}
+        paths = [*self._saved_paths, *self._objects.values()]
+        config = {"paths": paths, "names": list(self._names), "told": self._told}
         if built:
             config |= {"variables": self._variables, "penalty": self._penalty, "weight_decay": self._weight_decay}
         return config

@@ -1,5 +1,6 @@
 """Optimizers in files: their configuration, and state of which what does not fit raises."""
 
+import warnings
 import zlib
 
 import keras
@@ -43,6 +44,20 @@ class CheckedState:
         """Save the state, with a checksum of its layout."""
         super().save_own_variables(store)
         store["layout"] = np.array(self._checksum(self.built), "int64")
+
+    def __deepcopy__(self, memo):
+        """A copy that trains the same variables and goes on from the same state.
+
+        Keras' own optimizers are copied by way of a file, which loses the state of one that is built.
+        """
+        copied = memo[id(self)] = type(self).from_config(self.get_config())
+        if self.built:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what building has to say was said of this optimizer
+                copied.build([trained.variable for trained in self.trained])
+        for variable, own in zip(copied.variables, self.variables, strict=True):
+            variable.assign(own)
+        return copied
 
     def set_weights(self, weights):
         """Set all variables of a built optimizer from arrays in the order of `variables`."""

@@ -28,8 +28,8 @@ class Trained:
 
     @property
     def value(self):
-        """The weights, a tensor of the variable's dtype."""
-        return ops.convert_to_tensor(self.variable)
+        """The weights, a tensor of the variable's dtype. On torch variables ask for gradients, also where none are."""
+        return ops.stop_gradient(ops.convert_to_tensor(self.variable))
 
     def set(self, value):
         """Set the weights; an optimizer whose next step starts elsewhere overwrites them."""
@@ -38,11 +38,11 @@ class Trained:
     @property
     def precise(self):
         """The weights in float32: of low precision, as their last step left them, unless they were set since."""
-        weights = ops.cast(self.variable, "float32")
+        weights = ops.cast(self.value, "float32")
         if "weights" not in self.slots:
             return weights
         precise = ops.convert_to_tensor(self.slots["weights"])
-        return ops.where(ops.equal(ops.cast(precise, self.variable.dtype), self.variable), precise, weights)
+        return ops.where(ops.equal(ops.cast(precise, self.variable.dtype), self.value), precise, weights)
 
     @property
     def state(self):

@@ -70,7 +70,7 @@ class SharedGroups:
         found = []
         for member, variable in enumerate(self.variables):
             w = arrays.get(member)
-            w = ops.cast(variable, "float32") if w is None else w
+            w = ops.stop_gradient(ops.cast(variable, "float32")) if w is None else w
             shape = self._shapes[member]
             within = tuple(axis for axis in range(len(w.shape)) if shape[axis] == 1 and w.shape[axis] != 1)
             found.append((member, ops.sum(ops.square(w), axis=within, keepdims=True)))
@@ -146,7 +146,7 @@ def magnitudes(penalties, arrays):
     shared, ours = _shared(penalties, arrays)
     found = shared.magnitudes(ours) if shared else {}
     found = [
-        found[penalty.member] + shared.beyond(penalty.member) if penalty.shared else penalty.magnitude(array)
+        ops.add(found[penalty.member], shared.beyond(penalty.member)) if penalty.shared else penalty.magnitude(array)
         for penalty, array in zip(penalties, arrays, strict=True)
     ]
     return [ops.broadcast_to(magnitude, array.shape) for magnitude, array in zip(found, arrays, strict=True)]
