@@ -40,6 +40,18 @@ def assert_close(ours, theirs, **tolerance):
         np.testing.assert_allclose(a, b, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
 
 
+def test_values_before_and_after_are_told_apart(make_optimizer):
+    """All others here compare with what `values` kept: it has to stay when the variables change."""
+    optimizer = make_optimizer()
+    weights, gradients = start(optimizer)
+    optimizer.build(weights)
+    kept = values([*weights, *optimizer.variables])
+    expected = [array.copy() for array in kept]
+    optimizer.apply(list(map(ops.convert_to_tensor, gradients[0])), weights)
+    assert_equal(kept, expected)
+    assert any(np.any(a != b) for a, b in zip(kept, values([*weights, *optimizer.variables]), strict=True))
+
+
 @compiles
 def test_fit_trains_and_is_the_same_compiled_or_not(make_optimizer_of_each_kind, digits):
     x, y = digits[0][:96], digits[1][:96]
