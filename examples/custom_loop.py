@@ -1,7 +1,8 @@
-"""A training loop of one's own around MRDA, on TensorFlow or JAX, on the embedded digits.
+"""A training loop of one's own around MRDA, on TensorFlow, JAX or torch, on the embedded digits.
 
     KERAS_BACKEND=tensorflow python examples/custom_loop.py
     KERAS_BACKEND=jax python examples/custom_loop.py
+    KERAS_BACKEND=torch python examples/custom_loop.py
 
 What `fit` does for you, in two functions: an optimizer of this package is applied as any Keras optimizer is. Ends with
 a plot of accuracy and σ.
@@ -75,6 +76,19 @@ def jax_step(model, optimizer):
     return step
 
 
+def torch_step(model, optimizer):
+    import torch
+
+    def step(x, y):
+        loss = loss_function(y, model(x, training=True))
+        trained = [variable.value for variable in model.trainable_variables]
+        with torch.no_grad():
+            optimizer.apply(torch.autograd.grad(loss, trained), model.trainable_variables)
+        return loss.detach()
+
+    return step
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=20)
@@ -94,7 +108,8 @@ def main():
     rate = keras.optimizers.schedules.CosineDecay(1.0, arguments.epochs * steps)
     optimizer = keras_rda.MRDA(rate, penalty=arguments.penalty)
     optimizer.build(model.trainable_variables)  # before the first step is traced
-    step = {"tensorflow": tensorflow_step, "jax": jax_step}[keras.backend.backend()](model, optimizer)
+    steps_of = {"tensorflow": tensorflow_step, "jax": jax_step, "torch": torch_step}
+    step = steps_of[keras.backend.backend()](model, optimizer)
 
     history = {"top-1": [], "sparsity": []}
     for epoch in range(arguments.epochs):

@@ -21,7 +21,7 @@ OPTIMIZER_HOOKS = (
     "update_step",
 )
 # Called by this package's optimizers.
-OPTIMIZER_METHODS = ("_get_variable_index", "_use_weight_decay")
+OPTIMIZER_METHODS = ("_get_current_learning_rate", "_get_variable_index", "_use_weight_decay")
 
 
 def incompatible(what):
@@ -224,6 +224,17 @@ def callback_list(callback):
     return None
 
 
+def cond(predicate, true, false):
+    """`keras.ops.cond`. On torch that is a branch of Python's, at which `torch.compile` ends one graph and begins the
+    next, for each function that called it; so what is compiled there takes torch's own."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        if torch.compiler.is_compiling():
+            return torch.cond(predicate, true, false, ())
+    return keras.ops.cond(predicate, true, false)
+
+
 class Optimizer(keras.optimizers.Optimizer):
     """Keras' optimizer, with what a subclass overrides under public names; positions are those of the variables that
     it was built for."""
@@ -253,6 +264,10 @@ class Optimizer(keras.optimizers.Optimizer):
     def end_with_average(self, position, average):
         """At the end of training, have the weights at `position` take the average's place."""
         raise NotImplementedError
+
+    def present_learning_rate(self):
+        """What Keras' `learning_rate` gives: `torch.compile` does not trace a property of the class above."""
+        return self._get_current_learning_rate()
 
     def uses_weight_decay(self, variable):
         """Whether `exclude_from_weight_decay` has left `variable` in."""

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import reference
-from helpers import BACKEND, OPTIMIZERS, compiled, compiles, compiled_updates, fit, state, values
+from helpers import BACKEND, OPTIMIZERS, compiled, compiled_updates, compiles, fit, state, values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_compress import Builder, assert_same_outputs, randomise
@@ -535,7 +535,7 @@ def test_ends_with_the_share_of_multiply_adds_that_is_wanted(name, groups, digit
     before, after = keras_rda.compress(model, report=True)[1].total("multiply_adds")
     tolerance = max(0.01, 1.01 * classes.read(model).multiply_adds_of_each().max() / before)
     assert abs(after / before - 0.5) <= tolerance
-    assert keras_rda.sparsity(model, kernels_only=True) < 0.45
+    assert keras_rda.sparsity(model, kernels_only=True) < 0.5
 
 
 def test_kernels_of_one_path():

@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import compiled, small_network, values
+from helpers import BACKEND, compiled, small_network, values
 
 import keras_rda
 from keras_rda.kernels import is_kernel
@@ -121,7 +121,7 @@ def test_zeros_that_a_traced_step_brings_back_are_noticed(digits):
 
 
 def own_step(model, optimizer, loss):
-    if keras.backend.backend() == "jax":
+    if BACKEND == "jax":
         import jax
 
         def compute(trained, other, x, y):
@@ -139,6 +139,16 @@ def own_step(model, optimizer, loss):
             for group, values in zip(groups, (trained, other, slots), strict=True):
                 for variable, value in zip(group, values, strict=True):
                     variable.assign(value)
+
+        return step
+
+    if BACKEND == "torch":
+        import torch
+
+        def step(x, y):
+            trained = [v.value for v in model.trainable_variables]
+            gradients = torch.autograd.grad(loss(y, model(x, training=True)), trained)
+            optimizer.apply(gradients, model.trainable_variables)
 
         return step
 

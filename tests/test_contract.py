@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, compiled, compiles, compiled_steps, small_network, values, variables
+from helpers import BACKEND, compiled, compiled_steps, compiles, small_network, values, variables
 from keras import ops
 
 import keras_rda
@@ -292,7 +292,9 @@ def test_averages_and_accumulated_gradients_of_low_precision_variables(make_opti
         (average,), averages = optimizer._model_variables_moving_average, []
         for _ in range(2):
             gradients = [np.full((2, 2), 32 if number else large) for number in range(32)]
-            for _ in compiled_steps(optimizer, variable, [ops.convert_to_numpy(ops.cast(-g, precision)) for g in gradients]):
+            for _ in compiled_steps(
+                optimizer, variable, [ops.convert_to_numpy(ops.cast(-g, precision)) for g in gradients]
+            ):
                 pass
             averages.append(values([average])[0].astype("float64"))
         ends.append([values([variable])[0].astype("float32"), 1e4 * (averages[1] - averages[0])])

@@ -18,7 +18,8 @@ from helpers import BACKEND, OPTIMIZERS
 
 import keras_rda
 
-KINDS = {"tensorflow": ("mirrored",), "jax": ("data", "model")}[BACKEND]
+pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="Keras trains on one device of torch's")
+KINDS = {"tensorflow": ("mirrored",), "jax": ("data", "model"), "torch": ()}[BACKEND]
 BASIC = ("XRDA",)  # by default; all with `-m every`
 STEPS, BATCH_SIZE, EPOCHS = 16, 64, 3
 each_optimizer = pytest.mark.parametrize(

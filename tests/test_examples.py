@@ -15,7 +15,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, PREPARED, small_network
+from helpers import BACKEND, COMPILES, PREPARED, small_network
 
 import keras_rda
 from examples import device_loop
@@ -403,7 +403,7 @@ def test_step_time(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     step_time = importlib.import_module("step_time")
     model = small_network()
-    measured = step_time.measure(model, rounds=2)
+    measured = step_time.measure(model, rounds=2, eager=not COMPILES)
     optimizers = measured["optimizers"]
     assert list(optimizers) == list(step_time.OPTIMIZERS)
     assert min(of["seconds"] for of in optimizers.values()) > 0 < measured["copy"]
@@ -423,7 +423,7 @@ def test_step_time_of_several_updates_in_a_call(monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES / "benchmarks")
     step_time = importlib.import_module("step_time")
     model = small_network()
-    measured = step_time.measure(model, 1, ["MRDA"], repeats=3)
+    measured = step_time.measure(model, 1, ["MRDA"], repeats=3, eager=not COMPILES)
     assert list(measured["optimizers"]) == [step_time.BASELINE, "MRDA"]
     assert json.loads(json.dumps(measured)) == measured
     optimizer = keras_rda.MRDA()
@@ -434,7 +434,7 @@ def test_step_time_of_several_updates_in_a_call(monkeypatch):
         copy, moved = step_time.compiled_copy(10, 7)
         copy()
         assert moved == 2 * 4 * 1000 * 7
-    slots = step_time.compiled_update(optimizer, model.trainable_variables, gradients, 3)()
+    slots = step_time.compiled_update(optimizer, model.trainable_variables, gradients, 3, not COMPILES)()
     assert int(slots[0][0] if BACKEND == "jax" else optimizer.iterations) == 3
 
 

@@ -50,7 +50,7 @@ def train(model, digits, target, optimizer=keras_rda.XRDA, penalty=1e-6, epochs=
             None,
             "channels",
             keras_rda.XRDA,
-            marks=pytest.mark.every if BACKEND == "jax" else (),
+            marks=() if BACKEND == "tensorflow" else pytest.mark.every,
         ),
         *(
             pytest.param(0.6, quantize, "weights", keras_rda.XRDA, marks=pytest.mark.every)

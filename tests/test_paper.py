@@ -18,6 +18,7 @@ import keras_rda
 from examples.paper import checkpoint, commands, data, results, tables, training
 from examples.paper.__main__ import main
 
+pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="examples/paper trains on TensorFlow and JAX")
 SHORT = ("--epochs", 1, "--subset", 32, "--batch-size", 16, "--width", 2)
 
 

@@ -22,6 +22,7 @@ from examples.benchmarks import step_time
 from examples.paper import checkpoint, commands, comparison, queue_list, results, run_queue, tables, training, transport
 from examples.paper.__main__ import main
 
+pytestmark = pytest.mark.skipif(BACKEND == "torch", reason="examples/paper trains on TensorFlow and JAX")
 ROOT = pathlib.Path(__file__).parents[1]
 SHORT = "[defaults]\nsubset = 32\nbatch_size = 16\nwidth = 2\n"
 

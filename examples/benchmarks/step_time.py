@@ -2,6 +2,7 @@
 
     python examples/benchmarks/step_time.py
     KERAS_BACKEND=jax python examples/benchmarks/step_time.py
+    KERAS_BACKEND=torch python examples/benchmarks/step_time.py --eager    # as torch trains by default
     KERAS_BACKEND=jax python examples/benchmarks/step_time.py --network resnet18 --optimizer MRDA XRDA Adam
     python examples/benchmarks/step_time.py --check     # exit status 1 if a ratio is beyond what noise explains
 
@@ -70,12 +71,27 @@ def on_accelerator():
     return jax.devices()[0].platform != "cpu"
 
 
-def compiled_update(optimizer, variables, gradients, repeats):
+def compiled_update(optimizer, variables, gradients, repeats, eager=False):
     """Return a function without arguments that runs `repeats` updates in one compiled call and waits for them.
 
-    On JAX it returns the slots and the weights, which stay its own.
+    On JAX it returns the slots and the weights, which stay its own. On torch the updates are compiled one by one, or,
+    if they are to be `eager`, not at all.
     """
     optimizer.build(variables)
+    if keras.backend.backend() == "torch":
+        import torch
+
+        apply = optimizer.apply if eager else torch.compile(optimizer.apply)
+
+        def update():
+            with torch.no_grad():
+                for _ in range(repeats):
+                    apply(gradients, variables)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+
+        return update
+
     if keras.backend.backend() == "jax":
         import jax
 
@@ -135,7 +151,7 @@ def compiled_copy(size, repeats):
     return copy, 2 * 4 * LARGE * repeats
 
 
-def measure(model, rounds, optimizers=tuple(OPTIMIZERS), repeats=None):
+def measure(model, rounds, optimizers=tuple(OPTIMIZERS), repeats=None, eager=False):
     """Return what `rounds` interleaved times of one update came to: a dict of plain numbers.
 
     Args:
@@ -143,6 +159,7 @@ def measure(model, rounds, optimizers=tuple(OPTIMIZERS), repeats=None):
         rounds: Times measured of each optimizer, in turns.
         optimizers: Names of `OPTIMIZERS`; the baseline is always measured.
         repeats: Updates in one call. Default: 1, on accelerators 100.
+        eager: Whether updates are not compiled, on torch.
     """
     repeats = repeats or (100 if on_accelerator() else 1)
     variables = model.trainable_variables
@@ -155,7 +172,7 @@ def measure(model, rounds, optimizers=tuple(OPTIMIZERS), repeats=None):
         optimizer = OPTIMIZERS[name](model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "RDA starts at")  # zero, where no network can
-            updates[name] = compiled_update(optimizer, variables, gradients, repeats)
+            updates[name] = compiled_update(optimizer, variables, gradients, repeats, eager)
         slots[name] = sum(4 * int(np.prod(v.shape)) for v in optimizer.variables)
         for _ in range(3):
             updates[name]()
@@ -172,7 +189,7 @@ def measure(model, rounds, optimizers=tuple(OPTIMIZERS), repeats=None):
     return {
         "network": model.name,
         "parameters": size // 4,
-        "backend": keras.backend.backend(),
+        "backend": f"{keras.backend.backend()}, eager" if eager else keras.backend.backend(),
         "rounds": rounds,
         "optimizers": {
             name: {
@@ -189,8 +206,10 @@ def measure(model, rounds, optimizers=tuple(OPTIMIZERS), repeats=None):
 
 def report(measured):
     """What was measured as a table, and the names of ratios beyond their limits."""
+    compiler = {"tensorflow": ", XLA", "jax": ", XLA", "torch": ", torch.compile"}.get(measured["backend"], "")
     title = (
-        f"{measured['network']}, {measured['parameters'] / 1e6:.1f} M trainable parameters, {measured['backend']}, XLA"
+        f"{measured['network']}, {measured['parameters'] / 1e6:.1f} M trainable parameters, "
+        f"{measured['backend']}{compiler}"
     )
     table = Table(title=title)
     table.add_column("optimizer")
@@ -213,11 +232,14 @@ def main():
     parser.add_argument("--network", choices=NETWORKS, default="resnet50")
     parser.add_argument("--optimizer", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS), help="default: all")
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--eager", action="store_true", help="do not compile, on torch")
     parser.add_argument("--check", action="store_true", help="fail on ratios beyond what noise explains")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error(f"--rounds must be at least 1; received {arguments.rounds}")
-    measured = measure(NETWORKS[arguments.network](), arguments.rounds, arguments.optimizer)
+    if arguments.eager and keras.backend.backend() != "torch":
+        parser.error(f"--eager is for KERAS_BACKEND=torch; the backend is {keras.backend.backend()}")
+    measured = measure(NETWORKS[arguments.network](), arguments.rounds, arguments.optimizer, eager=arguments.eager)
     table, slow = report(measured)
     console = Console(width=100)
     console.print(table)

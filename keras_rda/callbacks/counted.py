@@ -24,6 +24,11 @@ def together(scalars):
     return keras.ops.convert_to_numpy(keras.ops.stack(scalars))
 
 
+def numbers_true(arrays):
+    """How many entries of each boolean tensor are true, one array. (`keras.ops.count_nonzero` warns on torch.)"""
+    return together([keras.ops.sum(keras.ops.cast(array, "int32")) for array in arrays])
+
+
 class Counted:
     """What all of them are asked in one way."""
 
@@ -95,7 +100,7 @@ class Zeros(Counted):
 
     def share(self, weights):
         """σ of `weights`, an array a kernel."""
-        zeros = together([keras.ops.count_nonzero(keras.ops.equal(array, 0)) for array in weights])
+        zeros = numbers_true([keras.ops.equal(array, 0) for array in weights])
         return zeros.sum(dtype="int64") / self.weights
 
     def limit(self, arrays, share):

@@ -7,7 +7,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_rda.callbacks.counted import LARGEST_TRIM, Channels, Zeros, together
+from keras_rda.callbacks.counted import LARGEST_TRIM, Channels, Zeros, numbers_true
 from keras_rda.checks import is_number, is_positive_integer
 from keras_rda.litert import sparse_format
 from keras_rda.litert.sizes import file_bytes
@@ -211,7 +211,7 @@ class FileBytes(Zeros):
     def _present(self):
         """How many weights of each kernel are not zero, and which classes of channels something reads."""
         weights = [keras.ops.abs(kernel.value) for kernel in self._kernels]
-        counts = together([keras.ops.count_nonzero(array) for array in weights])
+        counts = numbers_true([keras.ops.not_equal(array, 0) for array in weights])
         return counts, self._values(weights) > 0
 
     def _values(self, arrays):

@@ -109,7 +109,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
     @property
     def learning_rate(self) -> Tensor:
         """The learning rate 1/γ now. Setting it to a number below zero or to a NaN raises a `ValueError`."""
-        return super().learning_rate
+        return self.present_learning_rate()
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: Rate) -> None:
@@ -322,8 +322,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         # A schedule or callable may go below zero or to NaN, which would turn thresholds around or stay in the sums.
         rate = ops.cast(learning_rate, "float32")
         rate = ops.where(ops.logical_and(ops.isfinite(rate), rate > 0.0), rate, 0.0)
-        received = np.zeros(len(self.trained), bool)
-        received[positions] = True
+        received = ops.convert_to_tensor([position in positions for position in range(len(self.trained))], "bool")
 
         def non_finite():
             flags = [ops.convert_to_tensor(0.0)] * len(self.trained)
@@ -334,7 +333,7 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         # Once every variable has started, a non-finite entry only counts as zero, and the gradients need no extra pass.
         steps = ops.convert_to_tensor(self._steps)
         waiting = ops.logical_and(received, steps == 0)
-        spoilt = ops.cond(ops.any(waiting), non_finite, lambda: ops.zeros(len(self.trained), "float32"))
+        spoilt = _keras.cond(ops.any(waiting), non_finite, lambda: ops.zeros(len(self.trained), "float32"))
         finite = self.sum_over_replicas(spoilt) == 0.0
         counts = ops.logical_and(received, ops.logical_or(steps > 0, finite))
         self._steps.assign(steps + ops.cast(counts, steps.dtype))
