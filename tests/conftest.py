@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import multiprocessing
+import os
 import pathlib
 import sys
 
@@ -21,7 +22,9 @@ COMPILED = pathlib.Path(__file__).with_name("compiled_runner.py")
 if BACKEND == "torch":
     import torch
 
-    torch.set_num_threads(1)  # networks are tiny here, and two processes that share two cores wait for one another
+    # Networks are tiny here, and processes that share two cores would wait for one another.
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 
 # Not the time of one example but its result: the first of a shape compiles. Derandomised, so that CI is repeatable.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=50)

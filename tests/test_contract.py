@@ -106,6 +106,24 @@ def test_no_recompilation_from_step_to_step(make_optimizer):
     assert apply._cache_size() == 1
 
 
+@pytest.mark.every  # half a minute each
+@pytest.mark.skipif(BACKEND != "torch", reason="counts the graphs of torch.compile")
+def test_torch_compiles_an_update_once_into_one_graph(make_optimizer):
+    import torch
+
+    optimizer, eager = make_optimizer(), make_optimizer()
+    weights, gradients = start(optimizer)
+    others, _ = start(eager)
+    optimizer.build(weights)
+    spoilt = [np.where(np.arange(g.size).reshape(g.shape) == 0, np.nan, g) for g in gradients[0]]
+    gradients = [[spoilt[0], gradients[0][1]], *gradients, spoilt]  # its first does not start the kernel
+    apply = torch.compile(optimizer.apply, fullgraph=True)  # which raises where the graph ends early
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for gradient in gradients:
+            apply(list(map(ops.convert_to_tensor, gradient)), weights)
+    assert_close(values(weights), run(eager, others, gradients))
+
+
 def test_slots_are_float32_and_few(make_optimizer):
     optimizer = make_optimizer()
     weights, _ = start(optimizer)

@@ -42,7 +42,8 @@ class Arrays:
 
     def standardized(self, images):
         mean, deviation = self._statistics
-        return (ops.cast(images, "float32") - mean.astype("float32")) / deviation.astype("float32")
+        centred = ops.subtract(ops.cast(images, "float32"), mean.astype("float32"))
+        return ops.divide(centred, deviation.astype("float32"))
 
     def prepared(self, key, images):
         """Images of a batch for JAX, standardised, and cropped and flipped as its `key` draws where that is wanted."""

@@ -160,7 +160,7 @@ class XRDA(PenalizedOptimizer):
 
     def _reweight(self, magnitude):
         """`b_t`; a kernel that is zero throughout has the largest threshold everywhere."""
-        largest = ops.max(magnitude)
+        largest = ops.amax(magnitude)  # `ops.max` ends the graph of torch.compile
         relative = magnitude / ops.where(largest > 0.0, largest, 1.0)
         return self.reweighting / (1.0 + (self.reweighting - 1.0) * relative)
 
