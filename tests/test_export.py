@@ -603,6 +603,18 @@ class Doubled(keras.layers.Layer):
 other_backends = pytest.mark.skipif(BACKEND == "tensorflow", reason="the process of TensorFlow's on other backends")
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="wraps a module of torch")
+def test_modules_of_torch_are_refused_by_name(tmp_path):
+    from torch import nn
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.TorchModuleWrapper(nn.Linear(4, 3), "theirs", (None, 3))(inputs))
+    smaller, report = keras_rda.compress(model, report=True)
+    assert "TorchModuleWrapper 'theirs': unknown, so no channel is cut" in str(report)
+    with pytest.raises(ValueError, match=r"cannot write the layers \['theirs'\]: a keras.layers.TorchModuleWrapper"):
+        keras_rda.export(smaller, tmp_path / "model.tflite")
+
+
 @other_backends
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_other_backends_export_in_a_process_of_tensorflow(quantize, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ def export(model, path, data, **arguments):
 
     Raises:
         RuntimeError: that process ended without a result, or could not load the model.
+        ValueError: a layer wraps a module of torch; inputs in `data` differ in size.
     """
     if data is not None:
         structure = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
@@ -49,6 +50,12 @@ def file_bytes(model, **arguments):
 
 
 def _run(function, model, arguments):
+    wrapped = [layer.name for layer in _keras.flat_layers(model) if isinstance(layer, keras.layers.TorchModuleWrapper)]
+    if wrapped:
+        raise ValueError(
+            f"export() cannot write the layers {wrapped}: a keras.layers.TorchModuleWrapper computes with torch alone, "
+            "and LiteRT files are made with TensorFlow. Build the model of Keras' layers, and copy the weights."
+        )
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         with warnings.catch_warnings():
