@@ -97,6 +97,7 @@ def test_model_without_kernels():
         keras_rda.freeze_zeros(model)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="torch traces no step: it takes the constraints in at once")
 def test_zeros_that_a_traced_step_brings_back_are_noticed(digits):
     model, optimizer = sparse_network(), keras.optimizers.SGD(0.1)
     x, y = digits[0][:32], digits[1][:32]
@@ -139,16 +140,6 @@ def own_step(model, optimizer, loss):
             for group, values in zip(groups, (trained, other, slots), strict=True):
                 for variable, value in zip(group, values, strict=True):
                     variable.assign(value)
-
-        return step
-
-    if BACKEND == "torch":
-        import torch
-
-        def step(x, y):
-            trained = [v.value for v in model.trainable_variables]
-            gradients = torch.autograd.grad(loss(y, model(x, training=True)), trained)
-            optimizer.apply(gradients, model.trainable_variables)
 
         return step
 
