@@ -23,6 +23,8 @@ PREPARED = pathlib.Path(
 )
 # Of a backend whose compiler takes half a minute for the smallest network, what compiles runs with `-m every` alone.
 COMPILES = BACKEND != "torch"
+# For modules that read and rewrite LiteRT files, where nothing is computed with Keras: two backends show that.
+without_keras = pytest.mark.skipif(BACKEND == "torch", reason="TensorFlow and JAX show that no backend matters here")
 needs_emulation = pytest.mark.skipif(
     not aarch64.is_ready(), reason="AArch64 emulation is not set up: python3 -m keras_rda.litert.aarch64"
 )
@@ -31,11 +33,6 @@ needs_emulation = pytest.mark.skipif(
 def compiles(test):
     """Mark a test, or a case of one, that is about compiled training."""
     return test if COMPILES else pytest.mark.every(test)
-
-
-def once(reason):
-    """Skip what computes the same whatever the backend, and takes long, on all but TensorFlow."""
-    return pytest.mark.skipif(BACKEND != "tensorflow", reason=f"once, on TensorFlow, is enough: {reason}")
 
 
 @dataclasses.dataclass(frozen=True)

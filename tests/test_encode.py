@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND
+from helpers import BACKEND, without_keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,9 +11,12 @@ from keras_rda.litert import encode, flatbuffer, sparse_format
 from keras_rda.litert.graph import schema
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
-pytestmark = pytest.mark.filterwarnings(  # of TensorFlow's converter
-    "ignore::DeprecationWarning", "ignore:Statistics for quantized inputs were expected:UserWarning"
-)
+pytestmark = [
+    without_keras,
+    pytest.mark.filterwarnings(  # of TensorFlow's converter
+        "ignore::DeprecationWarning", "ignore:Statistics for quantized inputs were expected:UserWarning"
+    ),
+]
 layers = keras.layers
 
 

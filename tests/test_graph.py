@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from helpers import without_keras
 from test_encode import dense_layer
 
 from keras_rda.litert import encode, flatbuffer, weights
 from keras_rda.litert.graph import OPERANDS, Graph, add_buffer, names, schema
 
+pytestmark = without_keras
 KERNEL = np.where(np.arange(64 * 64).reshape(64, 64) % 32, 0, 1).astype("float16")
 
 

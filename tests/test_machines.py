@@ -6,12 +6,14 @@ import types
 
 import numpy as np
 import pytest
+from helpers import without_keras
 
 from keras_rda.litert import elsewhere, flatbuffer
 from keras_rda.litert import graph as litert_graph
 from keras_rda.litert.machines import aarch64, here, micro, process, wasm
 from keras_rda.litert.verification import Check
 
+pytestmark = without_keras
 schema = litert_graph.schema()
 X = np.float32([[1, 2]])
 

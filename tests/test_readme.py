@@ -65,3 +65,6 @@ def test_two_commands():
     assert len(commands) == 2
     assert commands[0].endswith("&& python3 examples/quickstart.py")
     assert commands[1].count("python3 -m pytest") == 2
+    # Torch beside it, in the one line by which .ci/run finds the command.
+    (torch,) = (line for line in text.splitlines() if "KERAS_BACKEND=torch" in line)
+    assert re.fullmatch(r"python3 -m pip install torch==\S+ && KERAS_BACKEND=torch python3 -m pytest -n 2", torch)

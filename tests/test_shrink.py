@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import BACKEND, needs_emulation, sparsify, wide_network
+from helpers import BACKEND, needs_emulation, sparsify, wide_network, without_keras
 from hypothesis import given
 from hypothesis import strategies as st
 from test_encode import arrays, converted, decoded, dense_layer, tables
@@ -34,9 +34,12 @@ from keras_rda.litert.machines import here, process, wasm
 
 litert = keras_rda.litert
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
-pytestmark = pytest.mark.filterwarnings(  # of TensorFlow's converter
-    "ignore::DeprecationWarning", "ignore:Statistics for quantized inputs were expected:UserWarning"
-)
+pytestmark = [
+    without_keras,
+    pytest.mark.filterwarnings(  # of TensorFlow's converter
+        "ignore::DeprecationWarning", "ignore:Statistics for quantized inputs were expected:UserWarning"
+    ),
+]
 layers = keras.layers
 
 

@@ -6,7 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, needs_emulation
+from helpers import BACKEND, needs_emulation, without_keras
 
 import keras_rda
 from keras_rda.litert import aarch64, encode, flatbuffer, repair, xnnpack
@@ -14,7 +14,7 @@ from keras_rda.litert.layer_names import shortened
 from keras_rda.litert.machines.aarch64_set_up import small_file
 
 tensorflow_only = pytest.mark.skipif(BACKEND != "tensorflow", reason="Keras exports LiteRT on TensorFlow")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorFlow's converter
+pytestmark = [without_keras, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # of TensorFlow's converter
 layers = keras.layers
 
 
