@@ -106,9 +106,12 @@ def added_layers(attention):
     """The names of what a layer of a class derived from `MultiHeadAttention` keeps layers under that this does not."""
     usual = keras.layers.MultiHeadAttention(1, 1, dropout=0.5)
     usual.build((1, 1, 1), (1, 1, 1))
-    return {name for name, value in vars(attention).items() if isinstance(value, keras.layers.Layer)} - vars(
-        usual
-    ).keys()
+
+    def held(layer):
+        names = {**vars(layer), **vars(layer).get("_modules", {})}  # where torch has them
+        return {name for name, value in names.items() if isinstance(value, keras.layers.Layer)}
+
+    return held(attention) - held(usual)
 
 
 def is_random(layer):
