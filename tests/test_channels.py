@@ -279,7 +279,7 @@ def test_more_multiply_adds_go_than_with_groups_of_single_kernels(digits):
         sigma = keras_rda.sparsity(model, kernels_only=True)
         before, after = keras_rda.compress(model, report=True)[1].total("multiply_adds")
         shares[groups] = after / before
-        assert abs(sigma - 0.5) < 0.02
+        assert abs(sigma - 0.5) < 0.06  # a channel of the stream is a sixteenth
     # Half of the channels everywhere would leave a quarter.
     assert shares["channels"] < 0.33
     assert shares["inputs"] > shares["channels"] + 0.1, shares
