@@ -745,7 +745,11 @@ def test_layers_that_cannot_be_copied_are_shared_with_a_note():
             return keras.ops.sort(x)
 
     model = chain(
-        layers.Dense(8, name="a"), layers.Dense(8), Opaque(object()), layers.Lambda(lambda x: keras.ops.flip(x, 1)), shape=(5,)
+        layers.Dense(8, name="a"),
+        layers.Dense(8),
+        Opaque(object()),
+        layers.Lambda(lambda x: keras.ops.flip(x, 1)),
+        shape=(5,),
     )
     kill(model.get_layer("a"), [0, 1])
     cut, _, report = channels(model)

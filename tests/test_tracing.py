@@ -346,7 +346,9 @@ def test_subclassed_models_of_indices(policy):
         model(ids)
         smaller = keras_rda.compress(model)
         assert smaller.inputs[0].dtype == "int32"
-        np.testing.assert_allclose(*(array.astype("float32") for array in values([model(ids), smaller(ids)])), rtol=1e-2)
+        np.testing.assert_allclose(
+            *(array.astype("float32") for array in values([model(ids), smaller(ids)])), rtol=1e-2
+        )
         several = IndexModel(several=True)
         several({"a": ids, "b": 0 * ids})
         with pytest.raises(ValueError, match=r"has several inputs, some of which may be indices\. Call it on a keras"):
