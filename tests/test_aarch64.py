@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import needs_emulation
+from helpers import needs_emulation, without_keras
 
 from keras_rda.litert import aarch64
 from keras_rda.litert.machines.aarch64_set_up import small_file
 
+pytestmark = without_keras
 X = np.array([[-1.0, 2.0]])
 HERE = [sys.executable]
 
