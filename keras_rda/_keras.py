@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 import threading
+import warnings
 
 import keras
 
@@ -77,6 +78,13 @@ def operation_of(tensor):
 def flat_layers(layer):
     """A layer or model and all layers within: the sublayers of attention have no public list."""
     return list(_private(layer, "_flatten_layers")())
+
+
+def has_all_variables(model):
+    """Whether a model has its variables: it is built, or all layers within are, as those of a `Distiller` are before
+    Keras builds it itself."""
+    within = [layer for layer in flat_layers(model) if layer is not model]
+    return model.built or (bool(within) and all(layer.built for layer in within))
 
 
 def own_trainable_variables(layer):
@@ -342,8 +350,10 @@ def check_optimizer():
     failures = []
     # In a thread of its own, since scopes of tf.distribute and traces belong to the thread that opened them.
     thread = threading.Thread(target=lambda: failures.extend(_failures()))
-    thread.start()
-    thread.join()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # under `python -W error`, one of a backend's is no failure of Keras
+        thread.start()
+        thread.join()
     if failures:
         raise incompatible(failures[0])
 

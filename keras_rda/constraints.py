@@ -42,9 +42,16 @@ def freeze_zeros(model: keras.Model) -> None:
 
     Raises:
         ValueError: the model has no trainable kernels (not built, or all frozen), or its optimizer is one of Keras' own
-            with `use_ema`: Keras puts the averages in place after the constraints, and they have no zeros.
+            with `use_ema`: Keras puts the averages in place after the constraints, and they have no zeros. Or layers
+            have LoRA, which adds what has no zeros to their kernels.
     """
     _keras.check_model("freeze_zeros", model)
+    if adapted := [layer.name for layer in _keras.flat_layers(model) if hasattr(layer, "lora_kernel_a")]:
+        raise ValueError(
+            f"freeze_zeros() cannot keep the zeros of the model '{model.name}': the layers {adapted} have LoRA, whose "
+            "product of two dense factors is added to their kernels. Call it on the model without enable_lora(): what "
+            "is not zero is trained then."
+        )
     optimizer = inner_optimizer(model)
     if getattr(optimizer, "use_ema", False) and not isinstance(optimizer, PenalizedOptimizer):
         raise ValueError(

@@ -13,8 +13,15 @@ _NOT_KERNELS = frozenset(
         *("positions", "positional", "token", "tokens", "cls", "table", "latents"),
     )
 )
-# They are the Fourier transform of keras.layers.STFTSpectrogram.
-_TRANSFORMS = frozenset({"real_kernel", "imag_kernel"})
+# What is called a kernel and is none.
+_NAMESAKES = frozenset(
+    (
+        *("real_kernel", "imag_kernel"),  # the Fourier transform of keras.layers.STFTSpectrogram
+        # The factors of LoRA: their zeros are none of the kernel, which Keras adds their product to.
+        *("lora_kernel_a", "lora_kernel_b"),
+        *("kernel_scale", "kernel_zero"),  # the scales and zero points of `model.quantize`
+    )
+)
 
 
 def variable_path(variable):
@@ -37,11 +44,12 @@ def is_kernel(variable):
     """Whether `variable` is penalised unless excluded: rank ≥ 2, no embedding table, bias or normalisation weight.
 
     A variable does not know its layer, so this goes by its name: what is called a kernel is one, but for those of
-    spectrograms; of the rest, what has none of the words in its name that tables, tokens, biases and the like have, and
-    is not broadcast over a batch (its first dimension is not 1).
+    spectrograms, the factors of LoRA and the scales of quantised kernels; of the rest, what has none of the words in
+    its name that tables, tokens, biases and the like have, and is not broadcast over a batch (its first dimension is
+    not 1).
     """
     name = variable_path(variable).split("/")[-1]
-    if len(variable.shape) < 2 or name in _TRANSFORMS:
+    if len(variable.shape) < 2 or name in _NAMESAKES:
         return False
     words = name.split("_")
     return "kernel" in words or (_NOT_KERNELS.isdisjoint(words) and "embedding" not in name and variable.shape[0] != 1)

@@ -1,6 +1,7 @@
 """How sparse a model is: σ of eq. (30), as one number and variable by variable."""
 
 import dataclasses
+import itertools
 import warnings
 
 import keras
@@ -98,11 +99,19 @@ def summary(model: keras.Model) -> SparsitySummary:
             matches nothing.
     """
     _keras.check_model("summary", model)
-    rows, optimizer = summarize(model.trainable_variables).rows, inner_optimizer(model)
+    rows, optimizer = summarize(_counted(model)).rows, inner_optimizer(model)
     if isinstance(optimizer, PenalizedOptimizer) and optimizer.penalty is not None:
-        pairs = zip(rows, optimizer.penalties_of(model.trainable_variables), strict=True)
+        pairs = itertools.zip_longest(rows, optimizer.penalties_of(model.trainable_variables))
         rows = tuple(dataclasses.replace(row, penalised=own is not None) for row, own in pairs)
     return SparsitySummary(rows, compression.multiply_adds(model) if rows else None)
+
+
+def _counted(model):
+    """The trainable variables of a model, and after them what `quantize("int8")` made of some: zeros stay zeros there,
+    but it does not train any more."""
+    quantized = [layer for layer in _keras.flat_layers(model) if getattr(layer, "quantization_mode", None) == "int8"]
+    arrays = (variable for layer in quantized for variable in _keras.own_variables(layer))
+    return [*model.trainable_variables, *(variable for variable in arrays if variable.dtype == "int8")]
 
 
 def summarize(variables):
@@ -128,7 +137,7 @@ def sparsity(model: keras.Model, kernels_only: bool = False) -> float:
     """σ, the share of exactly zero weights: zeros / all of them (eq. 30).
 
     Args:
-        model: A built Keras model.
+        model: A built Keras model. What `model.quantize("int8")` quantised counts too.
         kernels_only: False counts all trainable weights, as the paper does; True only the ones that the optimizers
             penalise by default (rank ≥ 2, no embedding tables, biases or normalisation weights).
 
@@ -139,4 +148,4 @@ def sparsity(model: keras.Model, kernels_only: bool = False) -> float:
         ValueError: the model has no such weights.
     """
     _keras.check_model("sparsity", model)
-    return summarize(model.trainable_variables).sparsity(kernels_only)
+    return summarize(_counted(model)).sparsity(kernels_only)

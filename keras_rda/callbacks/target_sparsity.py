@@ -158,7 +158,7 @@ class TargetSparsity(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         optimizer = self._optimizer()
-        if not self.model.built:
+        if not _keras.has_all_variables(self.model):
             raise ValueError(
                 f"TargetSparsity must know the kernels of the model {self.model.name!r} before it trains, and it is "
                 "not built: add an Input, or call model.build(input_shape)."

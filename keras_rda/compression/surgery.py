@@ -119,8 +119,10 @@ def _copy(call, analysis):
         new = type(layer).from_config({**layer.get_config(), "name": call.name})
         if not isinstance(layer, keras.layers.Layer):
             return new, None
-        # Some layers keep data beside their weights, as a vocabulary, and others' configuration may not tell all.
-        if not hasattr(layer, "save_assets") and (_is_keras(layer) or _is_equal(call, new)):
+        # Some layers keep data beside their weights, as a vocabulary, and others' configuration may not tell all. What
+        # `quantize` made of a layer may have its weights in another order than a new one.
+        unusual = hasattr(layer, "save_assets") or getattr(layer, "quantization_mode", None)
+        if not unusual and (_is_keras(layer) or _is_equal(call, new)):
             return new, layer.get_weights()
     except Exception:  # whatever a layer of the user's own raises when it is made or called
         pass

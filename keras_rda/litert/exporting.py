@@ -313,6 +313,11 @@ def checked(model, input_shapes=None, machine=None):
             "model under keras.config.set_dtype_policy('float32'), copy the weights with "
             "set_weights(get_weights()), and export that; quantize='float16' makes the file's weights float16."
         )
+    if quantized := [layer.name for layer in _layers(model) if getattr(layer, "quantization_mode", None)]:
+        raise ValueError(
+            f"export() takes float32 models, and the layers {quantized} were quantised by model.quantize(): export the "
+            "model from before that. With quantize='int8' or 'dynamic' the file is quantised."
+        )
     check_finite(model)
     return model
 

@@ -171,10 +171,11 @@ class PenalizedOptimizer(CheckedState, _keras.Optimizer):
         self._exclusions.check_names([v for v, penalty in zip(variables, penalties, strict=True) if penalty])
         super().build(variables)
         if self.penalty is not None and not any(penalties):
+            paths = [kernels.variable_path(variable) for variable in variables]
             warnings.warn(
                 f"{type(self).__name__} has nothing to penalise: of {len(variables)} trainable variables none is a "
-                "kernel (rank ≥ 2, no embedding table), not excluded, with weights that the penalty is for. None will "
-                f"become zero. Variables: {[kernels.variable_path(variable) for variable in variables]}.",
+                "kernel (rank ≥ 2, no embedding table or factor of LoRA), not excluded, with weights that the penalty "
+                f"is for. None will become zero. Variables: {paths}.",
                 stacklevel=2,
             )
         undecayed = self._exclusions.from_weight_decay(variables)

@@ -107,5 +107,6 @@ class CheckedState:
             f"The state saved for the optimizer does not fit {type(self).__name__} '{self.name}': {received}. Training "
             f"on would rewrite the model from sums that were lost. {hint}Compile the model with the optimizer (class, "
             "penalty, center, exclusions) that was saved, or, to train the loaded weights afresh, load them before "
-            "compile()."
+            "compile(): load_model(path, compile=False). (Does another set of variables train than when the model was "
+            "compiled, because layers were frozen, quantised or given LoRA? Compile it anew before it is saved.)"
         )
