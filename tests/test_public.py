@@ -7,6 +7,8 @@ import math
 import pathlib
 import pkgutil
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -91,6 +93,22 @@ def test_hints_are_shipped():
     assert importlib.resources.files("keras_rda").joinpath("py.typed").is_file()
     hints = inspect.get_annotations(keras_rda.compress)
     assert hints["model"] is keras.Model
+
+
+def test_importing_warns_of_nothing():
+    """Nor does any module: each once, in a process in which warnings are errors."""
+    names = [info.name for info in pkgutil.walk_packages(keras_rda.__path__, "keras_rda.")]
+    names = [name for name in names if not name.endswith("runner")]  # which run in other processes
+    assert "keras_rda.cli" in names
+    script = "import importlib, sys; list(map(importlib.import_module, sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script, *names], capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+
+
+def test_the_changelog_begins_with_the_version():
+    """And a tag needs both."""
+    text = (pathlib.Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[(.+)\] - (\d{4}-\d\d-\d\d|Unreleased)$", text, re.MULTILINE)[1] == keras_rda.__version__
 
 
 def examples():
