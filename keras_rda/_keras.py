@@ -152,12 +152,14 @@ def shapes_by_call(layer):
 @contextlib.contextmanager
 def nodes_restored(layer):
     """Let a layer, and the layers within, forget in the end that they were called with symbolic tensors inside."""
-    before = [(each, list(each._inbound_nodes), list(each._outbound_nodes)) for each in flat_layers(layer)]
+    names = ("_inbound_nodes", "_outbound_nodes")
+    before = [(each, {name: list(_private(each, name)) for name in names}) for each in flat_layers(layer)]
     try:
         yield
     finally:
-        for each, inbound, outbound in before:
-            each._inbound_nodes, each._outbound_nodes = inbound, outbound
+        for each, nodes in before:
+            for name in names:
+                setattr(each, name, nodes[name])
 
 
 def untold(model):

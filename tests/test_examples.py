@@ -19,7 +19,7 @@ from helpers import BACKEND, COMPILES, PREPARED, small_network
 
 import keras_rda
 from examples import device_loop
-from keras_rda.litert.machines import micro
+from keras_rda.litert.machines import aarch64, micro, wasm
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -133,17 +133,27 @@ def test_microcontroller(tmp_path):
     assert is_picture(tmp_path / "digits-ds-cnn.png")
 
 
-@pytest.mark.every  # a minute of XLA's; test_export.py has MobileNet by default
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="it exports, which needs TensorFlow")
+@tensorflow_only
 @pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared tensorflow-datasets at {PREPARED}")
 def test_mobilenet_cifar10(tmp_path):
-    arguments = ("--subset", 256, "--epochs", 2, "--alpha", 0.25, "--data-dir", PREPARED, "--output", tmp_path)
+    arguments = ("--subset", 1024, "--epochs", 1, "--data-dir", PREPARED, "--output", tmp_path)
+    run("mobilenet_cifar10.py", "--pretrain", *arguments)
+    trained = keras.models.load_model(tmp_path / "cifar10-mobilenet.keras")
+    assert {weight.dtype for weight in trained.weights} == {"float16"}
     output = run("mobilenet_cifar10.py", *arguments).stdout
-    small, dense = re.search(r"bytes: ([\d,]+) of ([\d,]+)", output).groups()
-    assert int(small.replace(",", "")) == (tmp_path / "mobilenet.tflite").stat().st_size
-    assert int(dense.replace(",", "")) == (tmp_path / "mobilenet-dense.tflite").stat().st_size
-    assert re.search(r"top-1 of the file: [\d.]+ %, σ 0\.\d+\n", output)
-    assert re.search(r"latency: [\d.]+ ms, dense [\d.]+ ms", output)
+    rows = {name: row for name, row in re.findall(r"│ (dense|zeros|channels) +│(.+)│", output)}
+    values = {
+        name: [float(value.replace(",", "")) for value in re.findall(r"[\d.,]+", row)] for name, row in rows.items()
+    }
+    assert list(values) == ["dense", "zeros", "channels"]
+    for name, (_, size, *speeds) in values.items():
+        assert size == (tmp_path / f"mobilenet-{name}.tflite").stat().st_size
+        assert len(speeds) == 1 + wasm.is_ready() + aarch64.is_ready()
+    assert values["dense"][0] > 80  # of the saved model
+    assert set(values["dense"][2:]) == {1.0}
+    assert values["zeros"][1] < 0.25 * values["dense"][1]
+    assert values["channels"][1] < 0.8 * values["dense"][1]
+    assert (tmp_path / "mobilenet.png").stat().st_size > 5000
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="its files need TensorFlow; test_a_cell_on_jax")

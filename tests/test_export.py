@@ -217,6 +217,8 @@ def test_representative_data_is_needed_and_checked(tmp_path):
         keras_rda.export(model, path, "int4")
     with pytest.raises(ValueError, match=r"machine must be one of 'aarch64', 'wasm', 'micro'; received 'mips'"):
         keras_rda.export(model, path, machine="mips")
+    with pytest.raises(ValueError, match=r"sparse must be True or False; received 'no'"):
+        keras_rda.export(model, path, sparse="no")
     assert not list(tmp_path.iterdir())
 
 

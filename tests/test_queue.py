@@ -69,6 +69,9 @@ def test_what_waits():
     assert {(s.augmentation, s.start, s.epochs) for s in others[3:]} == {("standard", "gradient", 120)}
     assert [run.network for run in runs if isinstance(run, queue_list.StepTime)] == ["resnet18", "resnet50"]
     cells = [run.cell for run in runs if isinstance(run, comparison.Comparison)]
+    large_form = [c for c in cells if c.task == "cifar10_mobilenet_v1"]  # of mobilenet_cifar10.py
+    assert [(c.method, c.sparsity) for c in large_form] == [("dense", 0), ("recipe", 0.9), ("channels_together", 0.5)]
+    cells = [c for c in cells if c not in large_form]
     by_channels = [c for c in cells if c.method in comparison.accuracy_data.MULTIPLY_ADDS]
     others = ("cifar10_mobilenet_v2", "cifar10_squeeze_and_excite")
     assert len(by_channels) == 27  # networks, methods, seeds

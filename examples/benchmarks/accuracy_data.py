@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from accuracy_networks import convolutions, mobilenet_v2, residual, resnet18, squeeze_and_excite, wide
+from accuracy_networks import convolutions, mobilenet_v1, mobilenet_v2, residual, resnet18, squeeze_and_excite, wide
 
 import keras_rda.datasets
 
@@ -92,6 +92,7 @@ TASKS = {
     "fashion_mnist_residual": Task("fashion_mnist", (28, 28, 1), residual, 10, augmented=False, weight_decay=1e-3),
     "cifar10": Task("cifar10", (32, 32, 3), residual, 10, True, recipe=Recipe(2.0, 1e-3, 0.9)),
     "cifar10_resnet18": Task("cifar10", (32, 32, 3), resnet18, 120, augmented=True),
+    "cifar10_mobilenet_v1": Task("cifar10", (32, 32, 3), mobilenet_v1, 60, augmented=True),
     "cifar10_mobilenet_v2": Task("cifar10", (32, 32, 3), mobilenet_v2, 10, augmented=True),
     "cifar10_squeeze_and_excite": Task("cifar10", (32, 32, 3), squeeze_and_excite, 10, augmented=True),
     "cifar10_plain": Task("cifar10", (32, 32, 3), wide, 10, augmented=True),

@@ -104,6 +104,8 @@ def export(
     check_path(path)
     if machine is not None:
         check_machine(machine)
+    if sparse not in (True, False):
+        raise ValueError(f"sparse must be True or False; received {sparse!r}.")
     model = checked(model, input_shapes, machine)
     if quantize not in convert.QUANTIZATIONS:
         names = ", ".join(map(repr, convert.QUANTIZATIONS))
