@@ -150,7 +150,7 @@ def main():
     output = arguments.output or (PRETRAINED.parent if arguments.pretrain else pathlib.Path(__file__).parent / "output")
     output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
-    (x, y), (x_test, y_test) = test = keras_rda.datasets.load("cifar10", arguments.data_dir)
+    (x, y), test = keras_rda.datasets.load("cifar10", arguments.data_dir)
     batches = Augmented(x[: arguments.subset], y[: arguments.subset], arguments.seed)
     if arguments.pretrain:
         pretrain(batches, epochs, test, output / PRETRAINED.name)
@@ -162,7 +162,7 @@ def main():
     zeros = fine_tuned(lambda model: 1e-6, keras_rda.TargetSparsity(0.9), batches, epochs, test)
     half = fine_tuned(channels, keras_rda.TargetSparsity(0.5, of="multiply_adds"), batches, epochs, test)
     small = keras_rda.compress(half, multiple_of=8)
-    rows = measured({"dense": pretrained(), "zeros": zeros, "channels": small}, output, x_test, y_test)
+    rows = measured({"dense": pretrained(), "zeros": zeros, "channels": small}, output, *test)
     columns = list(rows["dense"])
     table = Table("network", title=f"MobileNet on CIFAR-10, {epochs} epochs of fine-tuning, seed {arguments.seed}")
     for column in columns:
