@@ -64,19 +64,18 @@ class Augmented(keras.utils.PyDataset):
         self.order = self.random.permutation(len(self.images))
 
 
-def train(model, optimizer, batches, epochs, test, callbacks=()):
+def train(model, optimizer, batches, epochs, callbacks=()):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)  # see KERAS_BACKEND above
     # Batches are drawn in random order; `fit` must not draw theirs as well.
-    options = {"validation_data": test, "validation_batch_size": 1000, "shuffle": False, "verbose": 2}
-    model.fit(batches, epochs=epochs, callbacks=callbacks, **options)
+    model.fit(batches, epochs=epochs, callbacks=callbacks, shuffle=False, verbose=2)
 
 
-def pretrain(batches, epochs, test, file):
+def pretrain(batches, epochs, file):
     """Dense training with SGD. Weights of two bytes halve the file and lose nothing that shows."""
     model = network()
     rate = keras.optimizers.schedules.CosineDecay(0.1, epochs * len(batches))
-    train(model, keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-3), batches, epochs, test)
+    train(model, keras.optimizers.SGD(rate, momentum=0.9, weight_decay=5e-3), batches, epochs)
     keras.config.set_dtype_policy("float16")
     halved = network()
     halved.set_weights(model.get_weights())
@@ -89,12 +88,12 @@ def pretrained():
     return model
 
 
-def fine_tuned(penalty, target, batches, epochs, test):
+def fine_tuned(penalty, target, batches, epochs):
     """The pretrained network trained on until `target` is met."""
     model = pretrained()
-    rate = keras.optimizers.schedules.CosineDecay(0.5, epochs * len(batches))
+    rate = keras.optimizers.schedules.CosineDecay(0.2, epochs * len(batches))
     optimizer = keras_rda.XRDA(rate, penalty(model), weight_decay=5e-4)
-    train(model, optimizer, batches, epochs, test, [target])
+    train(model, optimizer, batches, epochs, [target])
     return model
 
 
@@ -138,7 +137,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", help="prepared tensorflow-datasets directory; default: download to the usual one")
     parser.add_argument("--pretrain", action="store_true", help="train the dense network from random weights")
-    parser.add_argument("--epochs", type=int, help="of each training; default: 24 with --pretrain, else 4")
+    parser.add_argument("--epochs", type=int, help="of each training; default: 24 with --pretrain, else 5")
     parser.add_argument("--subset", type=int, help="number of training images; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=pathlib.Path, help="a folder; default: saved_models or examples/output")
@@ -146,21 +145,21 @@ def main():
     for name in ("epochs", "subset"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             parser.error(f"--{name} must be at least 1; received {value}")
-    epochs = arguments.epochs or (24 if arguments.pretrain else 4)
+    epochs = arguments.epochs or (24 if arguments.pretrain else 5)
     output = arguments.output or (PRETRAINED.parent if arguments.pretrain else pathlib.Path(__file__).parent / "output")
     output.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(arguments.seed)
     (x, y), test = keras_rda.datasets.load("cifar10", arguments.data_dir)
     batches = Augmented(x[: arguments.subset], y[: arguments.subset], arguments.seed)
     if arguments.pretrain:
-        pretrain(batches, epochs, test, output / PRETRAINED.name)
+        pretrain(batches, epochs, output / PRETRAINED.name)
         return
 
     def channels(model):
         return keras_rda.GroupL1(1e-6, groups="channels", layout=model)
 
-    zeros = fine_tuned(lambda model: 1e-6, keras_rda.TargetSparsity(0.9), batches, epochs, test)
-    half = fine_tuned(channels, keras_rda.TargetSparsity(0.5, of="multiply_adds"), batches, epochs, test)
+    zeros = fine_tuned(lambda model: 1e-6, keras_rda.TargetSparsity(0.9, end=0.5), batches, epochs)
+    half = fine_tuned(channels, keras_rda.TargetSparsity(0.5, of="multiply_adds", end=0.5), batches, epochs)
     small = keras_rda.compress(half, multiple_of=8)
     rows = measured({"dense": pretrained(), "zeros": zeros, "channels": small}, output, *test)
     columns = list(rows["dense"])

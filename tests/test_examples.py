@@ -136,7 +136,7 @@ def test_microcontroller(tmp_path):
 @tensorflow_only
 @pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared tensorflow-datasets at {PREPARED}")
 def test_mobilenet_cifar10(tmp_path):
-    arguments = ("--subset", 1024, "--epochs", 6, "--data-dir", PREPARED, "--output", tmp_path)
+    arguments = ("--subset", 512, "--epochs", 16, "--data-dir", PREPARED, "--output", tmp_path)
     run("mobilenet_cifar10.py", "--pretrain", *arguments)
     trained = keras.models.load_model(tmp_path / "cifar10-mobilenet.keras")
     assert {weight.dtype for weight in trained.weights} == {"float16"}
