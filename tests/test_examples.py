@@ -133,6 +133,7 @@ def test_microcontroller(tmp_path):
     assert is_picture(tmp_path / "digits-ds-cnn.png")
 
 
+@pytest.mark.every  # two minutes of small trainings
 @tensorflow_only
 @pytest.mark.skipif(not PREPARED.is_dir(), reason=f"no prepared tensorflow-datasets at {PREPARED}")
 def test_mobilenet_cifar10(tmp_path):
