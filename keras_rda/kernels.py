@@ -37,7 +37,8 @@ def longest_part(path, parts):
 def is_nameless(path):
     """Whether the variable at `path` may be one of a `keras.layers.TorchModuleWrapper`: on torch, under the name that
     Keras gives to what has none. Nothing tells then what it is, and torch's kernels lie with their outputs first."""
-    return keras.backend.backend() == "torch" and re.fullmatch(r"variable(_\d+)?", path.split("/")[-1]) is not None
+    # What a layer of Keras' makes by `add_weight` without a name has the layer's before that.
+    return keras.backend.backend() == "torch" and re.fullmatch(r"variable(_\d+)?", path) is not None
 
 
 def is_kernel(variable):

@@ -108,8 +108,12 @@ def summary(model: keras.Model) -> SparsitySummary:
 
 def _counted(model):
     """The trainable variables of a model, and after them what `quantize("int8")` made of some: zeros stay zeros there,
-    but it does not train any more."""
-    quantized = [layer for layer in _keras.flat_layers(model) if getattr(layer, "quantization_mode", None) == "int8"]
+    but it does not train any more. Frozen layers count neither before nor after."""
+    quantized = [
+        layer
+        for layer in _keras.flat_layers(model)
+        if layer.trainable and getattr(layer, "quantization_mode", None) == "int8"
+    ]
     arrays = (variable for layer in quantized for variable in _keras.own_variables(layer))
     return [*model.trainable_variables, *(variable for variable in arrays if variable.dtype == "int8")]
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_rda.checks import is_number
 from keras_rda.types import History
@@ -43,6 +44,8 @@ def plot_history(history: History | Mapping[str, History], metric: str | None = 
 
     σ and λ are in a history when `SparsityLogger` or `TargetSparsity` was among the callbacks of `fit`. λ is left out
     where the optimizer has none. Solid lines are of the validation data, where there are any, dashed ones of training.
+    A history does not say which epochs were validated: they are taken for the multiples of a `validation_freq` of which
+    there are as many, and left out where there is none. So are metrics with several numbers an epoch.
 
     Args:
         history: A `keras.callbacks.History`, or its dict of lists, a number an epoch; or several of these by the names
@@ -55,7 +58,7 @@ def plot_history(history: History | Mapping[str, History], metric: str | None = 
 
     Raises:
         ImportError: matplotlib is not installed.
-        TypeError: it is not a history, nor a dict of some.
+        TypeError: it is not a history, nor a dict of some; or the metric is no name.
         ValueError: a history without epochs, without the metric, or none with σ.
 
     Examples:
@@ -64,6 +67,8 @@ def plot_history(history: History | Mapping[str, History], metric: str | None = 
         >>> [panel.get_title(loc="left") for panel in axes]
         ['loss', 'σ of the kernels', 'λ']
     """
+    if not isinstance(metric, str | None):
+        raise TypeError(f"plot_history: metric must be the name of an entry of the history; received {metric!r}.")
     runs = {name: _entries(name, of) for name, of in _by_name(history).items()}
     known = list(dict.fromkeys(name for _, of in runs.values() for name in of))
     metric = metric or next(filter(_is_metric, known), "loss")
@@ -97,35 +102,45 @@ def plot_history(history: History | Mapping[str, History], metric: str | None = 
 
 def _by_name(history):
     """Histories by their names; one alone has none."""
-    if isinstance(history, Mapping) and history:
-        kinds = {isinstance(of, (keras.callbacks.History, Mapping)) for of in history.values()}
-        if kinds == {True}:
+    received = type(history).__name__
+    if isinstance(history, Mapping):
+        others = [name for name, of in history.items() if not isinstance(of, (keras.callbacks.History, Mapping))]
+        if not others and history:
             return history
-        if True in kinds:
-            history = None  # neither a history nor several
-    if not isinstance(history, (keras.callbacks.History, Mapping)):
+        if len(others) == len(history):
+            return {"": history}
+        received = f"a dict in which {others[0]!r} is {type(history[others[0]]).__name__}"
+    if not isinstance(history, keras.callbacks.History):
         raise TypeError(
             "plot_history takes what model.fit returned, its dict of lists, or a dict from names to several of them; "
-            f"received {type(history).__name__}."
+            f"received {received}."
         )
     return {"": history}
 
 
 def _entries(name, history):
-    """The epochs, counted from 1, and the lists of numbers of one history."""
-    entries = history.history if isinstance(history, keras.callbacks.History) else history
-    lengths = set()
-    for key, values in entries.items():
-        if not isinstance(values, Sequence) or not all(map(is_number, values)):
+    """The epochs of one history, counted from 1, and its lists of numbers; what has several an epoch is left out."""
+    given = history.history if isinstance(history, keras.callbacks.History) else history
+    entries = {}
+    for key, values in given.items():
+        if isinstance(values, (Sequence, np.ndarray)) and len(values) and all(map(is_number, values)):
+            entries[key] = list(values)
+        elif not isinstance(values, (Sequence, np.ndarray)) or any(np.ndim(value) == 0 for value in values):
             raise TypeError(
                 f"plot_history: an entry of a history must be a list of numbers, one an epoch; received {values!r} for "
                 f"{key!r}."
             )
-        lengths.add(len(values))
-    if lengths in (set(), {0}):
+    if not entries:
         raise ValueError(f"plot_history: the history{name and f' {name!r}'} has no epochs. Train first: model.fit(…).")
     first = history.epoch[0] if isinstance(history, keras.callbacks.History) else 0
-    return first, dict(entries)
+    return range(first + 1, first + 1 + max(map(len, entries.values()))), entries
+
+
+def _validated(epochs, number):
+    """So many epochs that `fit` validated: the multiples of a frequency, rather one that the last epoch is of."""
+    multiples = {every: [epoch for epoch in epochs if epoch % every == 0] for every in range(1, epochs.stop)}
+    fitting = [found for found in multiples.values() if len(found) == number]
+    return next((found for found in fitting if found[-1] == epochs[-1]), fitting[0] if fitting else None)
 
 
 def _is_metric(name):
@@ -135,16 +150,14 @@ def _is_metric(name):
 
 def _draw(panel, name, runs):
     """Lines of the entry `name` and of its validation, a colour a run."""
-    for (run, (first, entries)), colour in zip(runs.items(), itertools.cycle(COLOURS)):
+    for (run, (epochs, entries)), colour in zip(runs.items(), itertools.cycle(COLOURS)):
         trained, validated = entries.get(name), entries.get(f"val_{name}")
-        epochs = max(map(len, entries.values()))
         for values, style in ((trained, "-" if validated is None else "--"), (validated, "-")):
-            if values is None:
+            if values is None or (x := _validated(epochs, len(values))) is None:
                 continue
-            # Not every epoch need be validated.
-            x = [first + (1 + number) * epochs / len(values) for number in range(len(values))]
             label = run if style == "-" else None
-            panel.plot(x, values, style, color=colour, label=label, linewidth=1 if style == "--" else 1.8)
+            look = {"color": colour, "linewidth": 1 if style == "--" else 1.8, "marker": "o" if len(x) == 1 else None}
+            panel.plot(x, values, style, label=label, **look)
             if len(runs) == 1 and style == "-":
-                text = f"{values[-1]:.3g}"
+                text = f"{values[-1]:.4g}"
                 panel.annotate(text, (x[-1], values[-1]), (4, 0), textcoords="offset points", va="center", color=colour)

@@ -105,9 +105,9 @@ def test_some_layers_only(columns):
     folder, names = columns
     np.testing.assert_allclose(np.load(folder / "told.npz")["partly"], [0, 0.5, 0.5], atol=0.005)
     found = sigmas(names["partly"])
-    assert found["dense"] == pytest.approx(0.9, abs=0.005)
-    assert found["dense_1"] == pytest.approx(0.5, abs=0.005)
-    assert found["conv2d"] < 0.05
+    assert found["hidden"] == pytest.approx(0.9, abs=0.005)
+    assert found["logits"] == pytest.approx(0.5, abs=0.005)
+    assert found["convolution"] < 0.05
 
 
 def test_trained_on_and_quantised(columns):

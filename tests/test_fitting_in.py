@@ -128,6 +128,18 @@ def test_zeros_survive_quantisation(quantized):
     assert len(told) == 7  # all that `model` trains: three kernels, two biases, scale and offset
 
 
+def test_frozen_layers_count_neither_before_nor_after_quantisation():
+    """Else their int8 weights, most of them not zero, would lower σ."""
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(16, trainable=False), layers.Dense(16, use_bias=False)])
+    model.layers[1].kernel.assign(np.eye(16))
+    before = sigma(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", UNQUANTIZED, UserWarning)
+        model.quantize("int8")
+    assert sigma(model) == before == 1 - 1 / 16
+
+
 def test_what_is_quantised_is_not_exported(quantized, tmp_path):
     with pytest.raises(
         ValueError, match=r"\['dense\w*', 'dense\w*'\] were quantised by model\.quantize\(\): .* before"

@@ -350,6 +350,24 @@ def test_weights_of_torch_modules_are_penalised_as_told(tmp_path):
     again = keras.models.load_model(tmp_path / "model.keras", safe_mode=False)
     assert [again.optimizer.penalizes(position) for position in range(3)] == [False, True, False]
     assert [np.any(array) for array in values(trained([]).trainable_variables)] == [False, False, True]
+    with pytest.raises(TypeError, match=r"such as layer\.trainable_variables; received Parameter in it"):
+        keras_rda.MRDA().exclude_from_penalty(var_list=list(nn.Linear(4, 3).parameters()))
+
+
+def test_weights_that_a_layer_gives_no_name_are_kernels():
+    """As in Keras' guide on layers; on torch only those of torch's modules are refused."""
+
+    class Linear(keras.layers.Layer):
+        def build(self, shape):
+            self.w = self.add_weight(shape=(shape[-1], 3), initializer="ones")
+
+        def call(self, inputs):
+            return inputs @ self.w
+
+    model = keras.Sequential([keras.Input((4,)), Linear()])
+    optimizer = keras_rda.MRDA()
+    optimizer.build(model.trainable_variables)
+    assert optimizer.penalizes(0)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="wraps modules of torch")

@@ -39,7 +39,7 @@ def test_draws_metric_sparsity_and_strength(digits, tmp_path):
     assert lines(axes[1]) == [(epochs, entries["kernel_sparsity"])]
     assert lines(axes[2]) == [(epochs, entries["penalty_strength"])] == [(epochs, [pytest.approx(0.01)] * 3)]
     assert axes[2].get_yscale() == "log"
-    assert [text.get_text() for text in axes[1].texts] == [f"{entries['kernel_sparsity'][-1]:.3g}"]
+    assert [text.get_text() for text in axes[1].texts] == [f"{entries['kernel_sparsity'][-1]:.4g}"]
     axes[0].figure.savefig(tmp_path / "training.png")
     assert (tmp_path / "training.png").stat().st_size > 5_000
 
@@ -85,10 +85,46 @@ def test_what_is_missing_is_left_out(digits):
     assert axes[2].get_yscale() == "linear"
 
 
+@pytest.mark.parametrize(
+    ("first", "epochs", "every"), [(0, 5, 2), (0, 7, 3), (0, 10, 5), (2, 6, 2), (0, 9, 4), (0, 3, 1), (1, 2, 1)]
+)
+def test_validation_stands_at_its_epochs(digits, first, epochs, every):
+    """Those that `fit` validates, where the number of values tells the frequency."""
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            seen.extend([epoch + 1] if "val_loss" in logs else [])
+
+    model = compiled(small_network(), keras_rda.MRDA(0.1, 0.01))
+    few = digits[0][:16], digits[1][:16]
+    callbacks = [keras_rda.SparsityLogger(), Watch()]
+    options = {"validation_data": few, "validation_freq": every, "initial_epoch": first}
+    history = fit(model, few, callbacks, epochs=epochs, **options)
+    assert lines(keras_rda.plot_history(history)[0])[1][0] == seen
+
+
+def test_entries_that_are_not_drawn_do_not_matter():
+    """Some metrics have a number a class; an entry may be empty, an array, or of epochs that no frequency gives."""
+    history = {"f1_score": [np.ones(3), np.ones(3)], "accuracy": np.array([0.5, 0.9]), "sparsity": [0.5, 0.6]}
+    axes = keras_rda.plot_history(history | {"val_accuracy": [], "penalty_strength": [1.0, 1.0]})
+    assert lines(axes[0]) == [([1.0, 2.0], [0.5, 0.9])]
+    axes = keras_rda.plot_history({"loss": [1.0] * 5, "val_loss": [1.0] * 4, "sparsity": [0.5] * 5})
+    assert len(axes[0].lines) == 1
+    axes = keras_rda.plot_history({"loss": [1.0], "sparsity": [0.9996]})
+    assert [line.get_marker() for line in axes[0].lines] == ["o"]
+    assert [text.get_text() for text in axes[1].texts] == ["0.9996"]
+
+
 def test_errors(digits):
     for wrong in (small_network(), None, {"sparse": {"loss": [1.0]}, "loss": [1.0]}):
-        with pytest.raises(TypeError, match=r"takes what model\.fit returned, .*; received (Sequential|NoneType|dict)"):
+        with pytest.raises(
+            TypeError,
+            match=r"takes what model\.fit returned, .*; received (Sequential|NoneType|a dict in which 'loss' is list)\.",
+        ):
             keras_rda.plot_history(wrong)
+    with pytest.raises(TypeError, match=r"metric must be the name of an entry of the history; received \['loss'\]"):
+        keras_rda.plot_history({"loss": [1.0], "sparsity": [0.5]}, metric=["loss"])
     for wrong in ({"loss": [1.0], "accuracy": 0.5}, {"loss": ["1.0"]}):
         with pytest.raises(TypeError, match="must be a list of numbers, one an epoch; received"):
             keras_rda.plot_history(wrong)

@@ -137,6 +137,36 @@ def test_pictures(shape, size):
         np.testing.assert_array_equal(picture[:, 7] == 255, kernel[..., 7, 0].ravel() == 0)
 
 
+def test_kernels_of_one_path_for_tensorboard(digits, tmp_path):
+    """Layers may have one name, as in a subclassed model: each kernel has its own pictures."""
+
+    class Two(keras.Model):
+        def __init__(self):
+            super().__init__(name="two")
+            self.flat = keras.layers.Flatten()
+            self.first, self.second = (keras.layers.Dense(10, name="same") for _ in range(2))
+
+        def call(self, inputs):
+            return self.second(self.first(self.flat(inputs)))
+
+    model = Two()
+    model(digits[0][:1])
+    fit(compiled(model, keras_rda.MRDA(0.1, 0.01)), digits, [keras_rda.SparsityLogger(tmp_path)], epochs=1)
+    found = events(tmp_path / "sparsity")
+    kernels = [f"zeros/{model.first.kernel.path}{end}" for end in ("", "_1")]
+    assert [len(found[tag]) for tag in kernels] == [1, 1]
+    assert [found[tag][0][1].shape[:2] for tag in kernels] == [(64, 10), (10, 10)]
+
+
+def test_folders_that_cannot_be_written_to(digits, tmp_path):
+    with pytest.raises(TypeError, match=r"SparsityLogger: log_dir must be the path of a folder; received True\."):
+        keras_rda.SparsityLogger(True)
+    (tmp_path / "file").write_text("")
+    model = compiled(small_network(), keras_rda.MRDA(0.1, 0.01))
+    with pytest.raises(OSError, match="file"):
+        fit(model, digits, [keras_rda.SparsityLogger(tmp_path / "file")])
+
+
 def test_without_tensorboard(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     model = compiled(small_network(), keras_rda.MRDA(0.1, 0.01))

@@ -6,6 +6,7 @@ link to, a source file as a page that shows it. Notebooks become Markdown, with 
 they were saved with. MkDocs then checks all links and anchors as they are written.
 """
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -33,12 +34,6 @@ class Page(File):
 
     def is_documentation_page(self):
         return True
-
-
-def on_config(config):
-    """Put the files that there are in the place of the patterns in `nav`."""
-    config.nav = _expanded(config.nav, _root(config), set())
-    return config
 
 
 @event_priority(100)  # before other plugins look at the files
@@ -89,22 +84,6 @@ def _root(config):
     return pathlib.Path(config.config_file_path).parent.resolve()
 
 
-def _expanded(entry, root, taken):
-    if isinstance(entry, dict):
-        expanded = {title: _expanded(part, root, taken) for title, part in entry.items()}
-        return {title: part for title, part in expanded.items() if part}
-    if isinstance(entry, list):
-        parts = [_expanded(part, root, taken) for part in entry]
-        return [item for part in parts for item in (part if isinstance(part, list) else [part]) if item]
-    if "*" not in entry:
-        taken.add(entry)
-        return entry
-    matches = [path.relative_to(root).as_posix() for path in sorted(root.glob(entry))]
-    new = [path for path in matches if path not in taken]
-    taken.update(new)
-    return new
-
-
 def _leaves(entry):
     if isinstance(entry, str):
         yield entry
@@ -119,7 +98,8 @@ def _files(path, root, config):
     suffix = pathlib.PurePosixPath(path).suffix
     if suffix in SOURCES:
         page = Page(path, **place, dest_uri=f"{path}/index.html")
-        page.content_string = f"# {path}\n\n````` {SOURCES[suffix]}\n{(root / path).read_text()}\n`````\n"
+        text = (root / path).read_text(encoding="utf-8")
+        page.content_string = f"# {path}\n\n````` {SOURCES[suffix]}\n{text}\n`````\n"
         return [page]
     if suffix == ".ipynb":
         page = Page(path, **place)
@@ -138,8 +118,10 @@ def _from_notebook(path, download):
     return f"{title}\n\n[Download this notebook]({download})\n\n{rest}\n"
 
 
+@functools.cache
 def _names(root):
-    text = "\n".join(page.read_text() for page in sorted(root.glob("docs/api/*.md")))
+    """Name in prose → identifier in the API."""
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(root.glob("docs/api/*.md")))
     identifiers = re.findall(r"^::: (keras_rda\.\S+)", text, re.MULTILINE)
     short = {identifier.rsplit(".", 1)[1]: identifier for identifier in identifiers}
     return {**short, **{identifier.removeprefix("keras_rda."): identifier for identifier in identifiers}}

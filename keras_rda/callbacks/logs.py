@@ -1,8 +1,10 @@
 """What the callbacks of this package add to an epoch's logs, and to TensorBoard."""
 
+import collections
 import importlib
 import importlib.util
 import pathlib
+import tempfile
 
 import keras
 import numpy as np
@@ -13,14 +15,14 @@ LARGEST = 128  # rows and columns of a picture
 
 
 def penalty_strengths(model):
-    """λ of each penalised variable, by its path; empty where the model's optimizer has none."""
+    """λ of each penalised variable, by its `id`, as paths may repeat; empty where the model's optimizer has none."""
     optimizer = inner_optimizer(model)
     if not isinstance(optimizer, PenalizedOptimizer) or optimizer.penalty is None or not optimizer.built:
         return {}
     strength = float(optimizer.penalty.strength.numpy())
     factors = np.exp(keras.ops.convert_to_numpy(optimizer.strength_exponents))
     penalised = [own for own in optimizer.trained if own.penalty is not None]
-    return {own.variable.path: strength * float(factors[own.position]) for own in penalised}
+    return {id(own.variable): strength * float(factors[own.position]) for own in penalised}
 
 
 def entries(zeros, strengths):
@@ -42,6 +44,7 @@ class Events:
 
     Raises:
         ImportError: TensorBoard is not installed.
+        OSError: the folder cannot be made or written to.
     """
 
     def __init__(self, log_dir):
@@ -50,18 +53,26 @@ class Events:
                 "SparsityLogger(log_dir=…) writes for TensorBoard, which is not installed: python3 -m pip install "
                 "tensorboard does that."
             )
+        folder = pathlib.Path(log_dir, "sparsity")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # raises here what TensorFlow would put in words of its graphs
+            pass
         self._summary = importlib.import_module("tensorflow.summary")
-        self._writer = self._summary.create_file_writer(str(pathlib.Path(log_dir) / "sparsity"))
+        self._writer = self._summary.create_file_writer(str(folder))
 
     def write(self, epoch, zeros, strengths, variables):
         """Add an epoch: of the `variables` of which `zeros` is the `SparsitySummary`, the kernels."""
+        seen = collections.Counter()
         with self._writer.as_default(step=epoch):
             for row, variable in zip(zeros.rows, variables, strict=True):
+                # Variables of one path, as layers of one name have them, are told apart by numbers.
+                tag = f"{row.path}_{seen[row.path]}" if seen[row.path] else row.path
+                seen[row.path] += 1
                 if row.kernel:
-                    self._summary.scalar(f"sparsity/{row.path}", row.sparsity)
-                    self._summary.image(f"zeros/{row.path}", picture(variable)[None, ..., None])
-                if row.path in strengths:
-                    self._summary.scalar(f"penalty_strength/{row.path}", strengths[row.path])
+                    self._summary.scalar(f"sparsity/{tag}", row.sparsity)
+                    self._summary.image(f"zeros/{tag}", picture(variable)[None, ..., None])
+                if id(variable) in strengths:
+                    self._summary.scalar(f"penalty_strength/{tag}", strengths[id(variable)])
         self._writer.flush()
 
     def close(self):

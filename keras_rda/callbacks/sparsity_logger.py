@@ -1,5 +1,6 @@
 """Watching σ and λ during `model.fit`."""
 
+import os
 import warnings
 
 import keras
@@ -30,7 +31,10 @@ class SparsityLogger(keras.callbacks.Callback):
         log_dir: A folder, as of `keras.callbacks.TensorBoard`. Defaults to None: nothing is written.
 
     Raises:
-        ImportError: when training begins, TensorBoard is not installed.
+        TypeError: `log_dir` is no path.
+        ImportError, OSError: when training begins, TensorBoard is not installed, or the folder cannot be made or
+            written to.
+        tensorflow.errors.OpError: the disk is full.
 
     Examples:
         >>> callbacks = [keras_rda.SparsityLogger("logs"), keras.callbacks.TensorBoard("logs")]
@@ -41,6 +45,8 @@ class SparsityLogger(keras.callbacks.Callback):
 
     def __init__(self, log_dir: Path | None = None) -> None:
         super().__init__()
+        if not isinstance(log_dir, str | os.PathLike | None):
+            raise TypeError(f"SparsityLogger: log_dir must be the path of a folder; received {log_dir!r}.")
         self.log_dir = log_dir
 
     def on_train_begin(self, logs=None):

@@ -42,9 +42,11 @@ class Exclusions:
             raise TypeError(f"var_names must be a list of strings; received {var_names!r}.")
         if not isinstance(var_list, (list, tuple, type(None))):
             raise TypeError(f"var_list must be a list of variables; received {type(var_list).__name__}.")
-        if wrong := [v for v in var_list or () if not hasattr(v, "shape")]:
+        if wrong := [v for v in var_list or () if not hasattr(v, "shape") or not getattr(v, "name", None)]:
+            received = repr(wrong[0]) if isinstance(wrong[0], str) else type(wrong[0]).__name__
             raise TypeError(
-                f"var_list must be a list of variables; received {wrong[0]!r} in it. Names go in var_names."
+                "var_list must be a list of variables of Keras, such as layer.trainable_variables; received "
+                f"{received} in it. Names go in var_names."
             )
         self._objects |= {id(variable): kernels.variable_path(variable) for variable in var_list or ()}
         self._names += var_names or ()
