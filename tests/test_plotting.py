@@ -118,10 +118,8 @@ def test_entries_that_are_not_drawn_do_not_matter():
 
 def test_errors(digits):
     for wrong in (small_network(), None, {"sparse": {"loss": [1.0]}, "loss": [1.0]}):
-        with pytest.raises(
-            TypeError,
-            match=r"takes what model\.fit returned, .*; received (Sequential|NoneType|a dict in which 'loss' is list)\.",
-        ):
+        received = r"(Sequential|NoneType|a dict in which 'loss' is list)\."
+        with pytest.raises(TypeError, match=rf"takes what model\.fit returned, .*; received {received}"):
             keras_rda.plot_history(wrong)
     with pytest.raises(TypeError, match=r"metric must be the name of an entry of the history; received \['loss'\]"):
         keras_rda.plot_history({"loss": [1.0], "sparsity": [0.5]}, metric=["loss"])
