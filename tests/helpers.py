@@ -115,7 +115,7 @@ OPTIMIZERS = {
         {"learning_rate": 0.1, "penalty": 0.01, "averaging": 0.9},
         (2, 2),
         lambda cosine: {"learning_rate": 0.1, "averaging": 0.1},
-        group_strength=0.05,
+        group_strength=0.05 if BACKEND == "torch" else 0.03,  # other initial weights
         small_penalty=1e-3,
     ),
     "XRDA": Case(

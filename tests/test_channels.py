@@ -279,7 +279,8 @@ def test_more_multiply_adds_go_than_with_groups_of_single_kernels(digits):
         sigma = keras_rda.sparsity(model, kernels_only=True)
         before, after = keras_rda.compress(model, report=True)[1].total("multiply_adds")
         shares[groups] = after / before
-        assert abs(sigma - 0.5) < 0.06  # a channel of the stream is a sixteenth
+        # On torch one channel of the stream, a sixteenth of the weights, goes more.
+        assert abs(sigma - 0.5) < (0.06 if BACKEND == "torch" else 0.02)
     # Half of the channels everywhere would leave a quarter.
     assert shares["channels"] < 0.33
     assert shares["inputs"] > shares["channels"] + 0.1, shares
@@ -535,7 +536,7 @@ def test_ends_with_the_share_of_multiply_adds_that_is_wanted(name, groups, digit
     before, after = keras_rda.compress(model, report=True)[1].total("multiply_adds")
     tolerance = max(0.01, 1.01 * classes.read(model).multiply_adds_of_each().max() / before)
     assert abs(after / before - 0.5) <= tolerance
-    assert keras_rda.sparsity(model, kernels_only=True) < 0.5
+    assert keras_rda.sparsity(model, kernels_only=True) < (0.5 if BACKEND == "torch" else 0.45)
 
 
 def test_kernels_of_one_path():
