@@ -130,7 +130,7 @@ def is_random(layer):
 @contextlib.contextmanager
 def shapes_by_call(layer):
     """Let the layers within `layer` that override `call`, but not what tells the shape of its result, tell it by
-    `call`: what they inherit may not know the arguments that they take."""
+    `call`: what they inherit may not know the arguments that they take. EinsumDense too, which forgets sizes."""
     changed = []
     for each in flat_layers(layer):
         order = type(each).__mro__
@@ -138,7 +138,8 @@ def shapes_by_call(layer):
             name: next(place for place, kind in enumerate(order) if name in vars(kind))
             for name in ("call", "compute_output_shape", "compute_output_spec")
         }
-        if each is not layer and defines.pop("call") < min(defines.values()):
+        overrides = defines.pop("call") < min(defines.values())
+        if each is not layer and (overrides or isinstance(each, keras.layers.EinsumDense)):
             by_call = functools.partial(keras.Operation.compute_output_spec, each)
             object.__setattr__(each, "compute_output_spec", by_call)
             changed.append(each)
@@ -147,6 +148,64 @@ def shapes_by_call(layer):
     finally:
         for each in changed:
             object.__delattr__(each, "compute_output_spec")
+
+
+@contextlib.contextmanager
+def read_by_symbols(layer):
+    """Let a layer be called with symbolic tensors inside where Keras stands in the way, and be then as it was."""
+    with nodes_restored(layer), names_told_apart(layer), shapes_by_call(layer), calls_without_nodes(layer):
+        yield
+
+
+class _NoNode(Exception):
+    """Keras makes no node of this call with symbolic tensors."""
+
+
+class _ListedWithin:
+    """What layers do of which a call with symbolic tensors may have no node, as they return None beside tensors or tell
+    a wrong shape: what such a call computes is listed in its place."""
+
+    def symbolic_call(self, *args, **kwargs):
+        try:
+            outputs = super().symbolic_call(*args, **kwargs)
+        except Exception as error:
+            raise _NoNode from error
+        if any(leaf is None for leaf in keras.tree.flatten(outputs)):
+            raise _NoNode
+        return outputs
+
+    def __call__(self, *args, **kwargs):
+        try:
+            return super().__call__(*args, **kwargs)
+        except _NoNode:
+            return self.call(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def calls_without_nodes(layer):
+    """Let the layers within `layer` that are not Keras' own be called with symbolic tensors where it refuses that."""
+    within = [each for each in flat_layers(layer) if each is not layer]
+    kinds = [(each, type(each)) for each in within if not type(each).__module__.startswith("keras.")]
+    for each, kind in kinds:
+        object.__setattr__(each, "__class__", type(kind.__name__, (_ListedWithin, kind), {}))
+    try:
+        yield
+    finally:
+        for each, kind in kinds:
+            object.__setattr__(each, "__class__", kind)
+
+
+@contextlib.contextmanager
+def names_told_apart(layer):
+    """Let layers within `layer` have one name: a model takes each once."""
+    names = [(each, each.name) for each in flat_layers(layer)]
+    for number, (each, name) in enumerate(names):
+        each.name = f"{name}_{number}"
+    try:
+        yield
+    finally:
+        for each, name in names:
+            each.name = name
 
 
 @contextlib.contextmanager

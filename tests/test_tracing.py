@@ -469,11 +469,15 @@ def test_heads_of_what_is_derived_from_attention(tmp_path):
     assert_same_outputs(smaller, keras.models.load_model(tmp_path / "model.keras"))
 
 
-def test_what_computes_otherwise_than_attention_keeps_its_heads():
+def test_heads_of_what_computes_otherwise_than_attention():
+    """It is read as what it is made of, and loses as many."""
     model = attending(DoubledAttention)
     smaller = keras_rda.compress(model)
     assert_same_outputs(model, smaller)
-    assert smaller.count_params() == model.count_params()
+    plain = attending(CachedAttention, cache=None)
+    assert model.count_params() - smaller.count_params() == (
+        plain.count_params() - keras_rda.compress(plain).count_params()
+    )
 
 
 def test_other_precision_passes_channels_on():

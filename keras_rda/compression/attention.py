@@ -1,13 +1,15 @@
-"""The rule of multi-head attention."""
+"""The rules of multi-head attention, and of the products of heads where it is written out."""
 
+import inspect
 import math
 
 import numpy as np
 
 from keras_rda import layer_facts
 from keras_rda.compression.analysis import Channels
+from keras_rda.compression.passing import is_shared
 from keras_rda.compression.rule import Rule, Use
-from keras_rda.compression.walls import mixing
+from keras_rda.compression.walls import mixing, opaque
 
 
 class Heads(Rule):
@@ -58,3 +60,53 @@ class Heads(Rule):
             arrays[index] = arrays[index].compress(cut.keep_inputs, axis=arrays[index].ndim - 2)
         arrays[output[0]] = arrays[output[0]].compress(cut.keep_inputs, axis=0)  # (heads, size, out)
         return arrays
+
+
+def einsum(analysis, call):
+    """A product of two tensors that both have the channels, such as the heads of attention: "bqhd,bkhd->bhqk"."""
+    before, arrow, after = call.layer.subscripts.replace(" ", "").partition("->")
+    before = before.split(",")
+    letters = {
+        letters[analysis.channels[tensor].axis]
+        for letters, tensor in zip(before, call.inputs, strict=False)
+        if len(letters) == len(tensor.shape) and tensor not in analysis.opaque
+    }
+    if len(before) != 2 or len(call.inputs) != 2 or not arrow or "." in call.layer.subscripts or len(letters) != 1:
+        return mixing(analysis, call)
+    (letter,) = letters
+    if not all(letter in axes for axes in (*before, after)):
+        return mixing(analysis, call)
+    axes = [letters.index(letter) for letters in before]
+    return _product_of_heads(analysis, call, call.inputs, axes, after.index(letter))
+
+
+def dot_product_attention(analysis, call):
+    """`keras.ops.dot_product_attention`: queries, keys and values (batch, positions, heads, units), and a bias and a
+    mask that are the same for all heads."""
+    given = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
+    tensors = [given[name] for name in ("query", "key", "value")]
+    shared = [tensor for tensor in call.inputs if tensor not in tensors]
+    if not all(is_shared(tensor, 1, 4) for tensor in shared):  # (batch, heads, queries, keys)
+        return mixing(analysis, call)
+    return _product_of_heads(analysis, call, tensors, [2, 2, 2], 2)
+
+
+def _product_of_heads(analysis, call, tensors, axes, axis):
+    """The channels that all tensors have on their `axes`, in the call's output on `axis`."""
+    if all(tensor in analysis.opaque for tensor in tensors):
+        return mixing(analysis, call)
+    sides = [
+        opaque(analysis, tensor, f"'{call.name}' reads another tensor with it", place)
+        if tensor in analysis.opaque
+        else analysis.channels[tensor]
+        for tensor, place in zip(tensors, axes, strict=True)
+    ]
+    numbers = {len(side) for side in sides}
+    if [side.axis for side in sides] != axes or len(numbers) != 1 or 0 in numbers:
+        return mixing(analysis, call)
+    for side in sides[1:]:
+        analysis.tie(sides[0].ids, side.ids)
+    # A factor of every term: either of two tensors, but of attention's three only the values.
+    factors = sides if len(sides) == 2 else sides[2:]
+    zero = np.any([side.constant == 0 for side in factors], axis=0)
+    analysis.channels[call.outputs[0]] = Channels(axis, sides[0].ids, np.where(zero, 0, np.nan))

@@ -5,6 +5,7 @@ Keras' own graph has no public counterpart: `_keras` knows the private names.
 
 import dataclasses
 import inspect
+import itertools
 
 import keras
 
@@ -30,7 +31,8 @@ class Call:
 
     `args` and `kwargs` are the arguments with `Tensor`s in place of symbolic tensors. `name` is the layer's name,
     prefixed with those of the layers and models around it where another layer has it too. `opaque` says why a layer
-    made of layers could not be read; it completes "it".
+    made of layers could not be read; it completes "it". `masked`: whether a layer that is not known is given a mask, or
+    makes one.
     """
 
     layer: keras.Operation
@@ -39,6 +41,7 @@ class Call:
     kwargs: dict
     outputs: list
     opaque: str = ""
+    masked: bool = False
 
     @property
     def inputs(self):
@@ -186,6 +189,8 @@ class _Reader:
             extra: Keyword arguments that all layers in it are given which take them.
         """
         tensors = {id(symbolic): tensor for symbolic, tensor in zip(model.inputs, inputs, strict=True)}
+        read = {id(tensor) for nodes in levels(model) for node in nodes for tensor in node.input_tensors}
+        read |= set(map(id, model.outputs))
         for nodes in levels(model):
             for node in nodes:
                 # Keras runs a graph the same way: inputs that feed nothing, and what hangs on them, are skipped.
@@ -195,23 +200,26 @@ class _Reader:
                 args, kwargs = node.arguments.fill_in(tensors)
                 if _accepts_training(layer):
                     kwargs = {**kwargs, **{k: value for k, value in (extra or {}).items() if kwargs.get(k) is None}}
-                outputs = self._call(node, layer, args, kwargs, prefix)
-                tensors.update((id(symbolic), tensor) for symbolic, tensor in zip(node.outputs, outputs, strict=True))
+                used = [id(tensor) in read for tensor in node.outputs]
+                tensors.update(self._call(node, layer, args, kwargs, used, prefix))
         return [tensors[id(symbolic)] for symbolic in model.outputs]
 
-    def _call(self, node, layer, args, kwargs, prefix):
-        """List a call, or those within it; return its outputs."""
+    def _call(self, node, layer, args, kwargs, used, prefix):
+        """List a call, or those within it; return pairs of `id`s of its symbolic outputs and what they are here."""
         inner, flat, reason = _inner(layer, args, kwargs), keras.tree.flatten(args[:1]), ""
+        masked, symbolic = False, node.outputs
         if inner is None and isinstance(layer, keras.layers.Layer) and not self._is_known(layer):
             flat = tracing.distinct(args, kwargs, _is_tensor)
             try:
+                masked = any(has_mask(tensor) for tensor in (*node.input_tensors, *node.outputs))
                 if id(layer) in self._refused:
                     raise tracing.Untraceable("is called elsewhere in a way that cannot be read")
-                if any(has_mask(tensor) for tensor in (*node.input_tensors, *node.outputs)):
+                if masked:
                     raise tracing.Untraceable("is given a mask, or makes one")
                 attention = self._attention(layer, args, kwargs)
                 if attention is None:
-                    inner = tracing.trace(layer, args, kwargs, _is_tensor)
+                    inner = tracing.trace(layer, args, kwargs, _is_tensor, used)
+                    symbolic = list(itertools.compress(node.outputs, used))
                     self.traced.append(layer.name)
                     self.unrolled.add(id(layer))
                 else:
@@ -220,10 +228,11 @@ class _Reader:
                 reason = str(error)
         if inner is None:
             outputs = [Tensor(tuple(spec.shape), spec.dtype) for spec in _outputs(node, layer, args, kwargs)]
-            self.calls.append(Call(layer, self._name(layer, prefix), args, kwargs, outputs, reason))
-            return outputs
-        passed = {} if kwargs.get("training") is None else {"training": kwargs["training"]}
-        return self.unroll(inner, flat, (*prefix, layer.name), passed)
+            self.calls.append(Call(layer, self._name(layer, prefix), args, kwargs, outputs, reason, masked))
+        else:
+            passed = {} if kwargs.get("training") is None else {"training": kwargs["training"]}
+            outputs = self.unroll(inner, flat, (*prefix, layer.name), passed)
+        return zip(map(id, symbolic), outputs, strict=True)
 
     def _attention(self, layer, args, kwargs):
         """A layer of a class derived from multi-head attention as one of that itself, the same in all calls; None if

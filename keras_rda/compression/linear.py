@@ -27,11 +27,20 @@ class Linear(OneTensorRule):
             self._constant(self._sums(layer, group), channels.constant[inputs], layer)
             for group, (inputs, _) in enumerate(self._groups(layer, len(channels), len(ids)))
         ]
-        return ids, np.concatenate(constants) + bias_of(layer, len(ids))
+        return ids, np.concatenate(constants) + self._bias(layer, len(ids))
 
     def _kernel(self, layer):
-        """(…, inputs of a group, outputs)."""
-        return np.moveaxis(ops.convert_to_numpy(layer.kernel), _axes(layer), (-2, -1))
+        """(taps, inputs of a group, outputs); the taps have any number of axes."""
+        return np.moveaxis(ops.convert_to_numpy(layer.kernel), self._axes(layer), (-2, -1))
+
+    def _axes(self, layer):
+        """The kernel's axes of inputs and of outputs."""
+        axes = layer_facts.axes_in(layer, layer.kernel)
+        return *axes.inputs, *axes.outputs
+
+    def _bias(self, layer, size):
+        """What each of `size` outputs has as bias at all positions."""
+        return bias_of(layer, size)
 
     def _constant(self, sums, constant, layer):
         """Σ k·w where every input that is read has a known constant k, NaN elsewhere."""
@@ -64,7 +73,7 @@ class Linear(OneTensorRule):
             yield Reader(name, use.inputs.ids[ins], use.outputs.ids[outs], nonzero, absorbed[ins], constant)
 
     def kernels(self, use):
-        kernel, (inputs, outputs) = use.layer.kernel, _axes(use.layer)
+        kernel, (inputs, outputs) = use.layer.kernel, self._axes(use.layer)
         rank, groups = len(kernel.shape), getattr(use.layer, "groups", 1)
         reads = np.repeat(use.inputs.ids.reshape(groups, -1), len(use.outputs) // groups, axis=0).T
         if groups == 1:
@@ -113,11 +122,11 @@ class Linear(OneTensorRule):
             part = part[..., cut.keep_outputs[outs]]
             if part.shape[-1]:
                 parts.append(part[..., cut.keep_inputs[ins], :])
-        return [np.moveaxis(np.concatenate(parts, axis=-1), (-2, -1), _axes(use.layer))]
+        return [np.moveaxis(np.concatenate(parts, axis=-1), (-2, -1), self._axes(use.layer))]
 
     def scaled(self, use, arrays, scale):
         kernel, *rest = arrays
-        axis = _axes(use.layer)[1]
+        axis = self._axes(use.layer)[1]
         return [np.moveaxis(np.moveaxis(kernel, axis, -1) * scale, -1, axis), *rest]
 
 
@@ -218,12 +227,6 @@ def _along(rank, axis, ids):
     shape = [1] * rank
     shape[axis] = -1
     return ids.reshape(shape)
-
-
-def _axes(layer):
-    """The kernel's axes of inputs and of outputs."""
-    axes = layer_facts.axes_in(layer, layer.kernel)
-    return *axes.inputs, *axes.outputs
 
 
 def _sees_no_border(layer):

@@ -1,11 +1,12 @@
-"""The rule of layers that only rearrange elements."""
+"""The rules of layers and operations that only rearrange elements."""
 
 import keras
 import numpy as np
 
 from keras_rda.compression.analysis import Channels
+from keras_rda.compression.graph import Tensor
 from keras_rda.compression.rule import Rule, Use
-from keras_rda.compression.walls import single, wall
+from keras_rda.compression.walls import mixing, single, wall
 
 
 class Move(Rule):
@@ -29,7 +30,7 @@ class Move(Rule):
             # Row-major order with the last dimension as it was: nothing but the other dimensions changes.
             axis, order = len(out.shape) - 1, np.arange(len(channels))
         else:
-            axis, order = self._trace(call, tensor, channels)
+            axis, order = (None, None) if None in tensor.shape[1:] else _moved(call, tensor, channels)[0]
             if order is None:
                 return wall(analysis, call, f"'{call.name}' splits or joins channels")
         moved = Channels(axis, channels.ids[order], channels.constant[order])
@@ -41,22 +42,6 @@ class Move(Rule):
                     return wall(analysis, call, f"'{call.name}' is called with channels on different axes")
                 analysis.tie(use.outputs.ids, moved.ids)
 
-    def _trace(self, call, tensor, channels):
-        if None in tensor.shape[1:]:
-            return None, None
-        shape = [1] * len(tensor.shape)
-        shape[channels.axis] = len(channels)
-        whole = (tensor.shape[0] or 1, *tensor.shape[1:])
-        index = np.broadcast_to(np.arange(len(channels), dtype="int32").reshape(shape), whole)
-        args, kwargs = call.fill(lambda tensor: index)
-        moved = keras.ops.convert_to_numpy(call.layer.call(*args, **kwargs))
-        for axis in reversed(range(1, moved.ndim)):
-            others = tuple(other for other in range(moved.ndim) if other != axis)
-            first = moved.min(axis=others)
-            if np.array_equal(first, moved.max(axis=others)):
-                return axis, first
-        return None, None
-
     def config(self, config, use, cut):
         shape = list(config[self.target])
         position = use.outputs.axis - 1 + self.batch
@@ -66,3 +51,41 @@ class Move(Rule):
 
     def weights(self, use, cut):
         return []
+
+
+def rearrange(analysis, call):
+    """An operation that moves elements along other axes than the channels', or repeats each channel: what it is told
+    holds for fewer channels too."""
+    tensor = call.inputs[0]
+    channels = analysis.channels[tensor]
+    numbers = (int, float, bool, str, slice, type(None), type(...), Tensor)
+    plain = all(isinstance(leaf, numbers) for leaf in keras.tree.flatten((call.args, call.kwargs)))
+    if len(call.inputs) != 1 or not len(channels) or tensor in analysis.opaque or not plain:
+        return mixing(analysis, call)
+    found = _moved(call, tensor, channels)
+    for _, order in found:
+        if order is None or not np.array_equal(order, np.repeat(np.arange(len(channels)), len(order) // len(channels))):
+            return wall(analysis, call, f"'{call.name}' splits or joins channels")
+    for out, (axis, order) in zip(call.outputs, found, strict=True):
+        analysis.channels[out] = Channels(axis, channels.ids[order], channels.constant[order])
+
+
+def _moved(call, tensor, channels):
+    """(axis, order) of every output: `order[i]` is the channel of the input that is the i-th there; (None, None) where
+    channels do not lie along one axis. Sizes that are not known count as 4."""
+    shape = [1] * len(tensor.shape)
+    shape[channels.axis] = len(channels)
+    whole = (tensor.shape[0] or 1, *(size or 4 for size in tensor.shape[1:]))
+    index = np.broadcast_to(np.arange(len(channels), dtype="int32").reshape(shape), whole)
+    args, kwargs = call.fill(lambda tensor: keras.ops.convert_to_tensor(index))
+    outputs = keras.tree.flatten(call.layer.call(*args, **kwargs))
+    return [_along_an_axis(keras.ops.convert_to_numpy(moved)) for moved in outputs]
+
+
+def _along_an_axis(moved):
+    for axis in reversed(range(1, moved.ndim)):
+        others = tuple(other for other in range(moved.ndim) if other != axis)
+        first = moved.min(axis=others)
+        if np.array_equal(first, moved.max(axis=others)):
+            return axis, first
+    return None, None

@@ -6,6 +6,7 @@ import math
 import keras
 import numpy as np
 
+from keras_rda.compression import tracing
 from keras_rda.compression.activations import is_elementwise, is_finite, of_known
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
@@ -101,14 +102,46 @@ def activation_layer(analysis, call):
 
 def softmax(analysis, call):
     axes = call.layer.axis
+    if axes is None:  # over all of them
+        return mixing(analysis, call)
     return _softmax_like(analysis, call, *(axes if isinstance(axes, (list, tuple)) else (axes,)))
 
 
 def _softmax_like(analysis, call, *axes):
-    channels = single(analysis, call)
-    if channels is None or channels.axis in [axis % len(call.inputs[0].shape) for axis in axes]:
+    tensor, *masks = call.inputs
+    channels, rank = analysis.channels[tensor], len(tensor.shape)
+    alike = all(is_shared(mask, channels.axis, rank) for mask in masks)
+    if not len(channels) or not alike or channels.axis in [axis % rank for axis in axes]:
         return mixing(analysis, call)
     analysis.channels[call.outputs[0]] = channels.unknown()
+
+
+def is_shared(tensor, axis, rank):
+    """Whether a tensor that is broadcast to `rank` axes is the same for all channels on `axis`."""
+    axis -= rank - len(tensor.shape)
+    return axis < 0 or tensor.shape[axis] == 1
+
+
+def tried(analysis, call):
+    """A layer that mixes some axes: channels on others pass."""
+    if not passes_each_alone(analysis, call):
+        mixing(analysis, call)
+
+
+def passes_each_alone(analysis, call):
+    """Pass channels through a layer whose kind does not tell, if it does the same to each alone, as far as numbers
+    show; return whether it does."""
+    channels = single(analysis, call)
+    if channels is None or call.inputs[0] in analysis.opaque or call.masked:
+        return False
+    zero = tracing.of_each_alone(call.layer, call.args, call.kwargs, call.inputs[0], channels.axis)
+    if zero is None:
+        return False
+    if not np.isfinite(zero).all():
+        analysis.fragile(channels.ids)
+    constant = np.full(len(channels), np.nan) if np.any(zero) else zero_stays(channels.constant)
+    analysis.channels[call.outputs[0]] = Channels(channels.axis, channels.ids, constant)
+    return True
 
 
 def merge(function):

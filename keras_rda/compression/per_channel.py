@@ -5,9 +5,10 @@ from keras import layers, ops
 
 from keras_rda import layer_facts
 from keras_rda.compression.activations import prelu
-from keras_rda.compression.analysis import Channels
+from keras_rda.compression.analysis import Channels, Reader
+from keras_rda.compression.passing import tried
 from keras_rda.compression.rule import OneTensorRule, Rule, Use, is_rewritten
-from keras_rda.compression.walls import wall
+from keras_rda.compression.walls import mixing, wall, zero_stays
 
 
 class PerChannel(OneTensorRule):
@@ -18,9 +19,9 @@ class PerChannel(OneTensorRule):
             return wall(analysis, call, f"'{call.name}' is called with training=True")
         return super().__call__(analysis, call)
 
-    def axis(self, layer, tensor):
-        rank = len(tensor.shape)
-        return layer.axis % rank if isinstance(layer, layers.BatchNormalization) else rank - 1
+    def axes(self, layer, inputs, outputs):
+        axis = layer.axis if isinstance(layer, layers.BatchNormalization) else -1
+        return axis % len(inputs.shape), axis % len(outputs.shape)
 
     def outputs(self, analysis, layer, channels):
         if isinstance(layer, layers.PReLU):
@@ -34,6 +35,44 @@ class PerChannel(OneTensorRule):
             array if array.shape[-1] != len(use.inputs) else array[..., cut.keep_inputs]
             for array in use.layer.get_weights()
         ]
+
+
+class MeanSquare(OneTensorRule):
+    """RMSNormalization: x·γ/√(mean of x² over all channels + ε), with γ the scale.
+
+    Every output reads every channel that is not zero. Where n′ of n channels stay and all others are zero, the mean is
+    n′/n of the one over those that stay: with ε·n/n′ and γ·√(n/n′) the outputs are the same.
+    """
+
+    def __call__(self, analysis, call):
+        layer, (tensor,) = call.layer, call.inputs
+        last = layer.axis in (-1, len(tensor.shape) - 1, [-1])
+        if not last or analysis.channels[tensor].axis != len(tensor.shape) - 1:
+            return tried(analysis, call)
+        if analysis.any_weights:  # whatever reads its outputs, it reads all of them itself
+            return mixing(analysis, call)
+        return super().__call__(analysis, call)
+
+    def axes(self, layer, inputs, outputs):
+        return len(inputs.shape) - 1, len(outputs.shape) - 1
+
+    def outputs(self, analysis, layer, channels):
+        analysis.fragile(channels.ids)  # a placeholder that is not zero would count
+        return channels.ids, zero_stays(channels.constant)
+
+    def readers(self, use, name):
+        ids, zero = use.inputs.ids, use.inputs.constant == 0
+        return [Reader(name, ids, ids, np.broadcast_to(True, (len(ids), len(ids))), zero, zero)]
+
+    def config(self, config, use, cut):
+        return {**config, "epsilon": config["epsilon"] * _share(cut)}
+
+    def weights(self, use, cut):
+        return [array[cut.keep_inputs] * np.sqrt(_share(cut)) for array in use.layer.get_weights()]
+
+
+def _share(cut):
+    return len(cut.keep_inputs) / cut.keep_inputs.sum()
 
 
 class Table(Rule):

@@ -107,18 +107,18 @@ class OneTensorRule(Rule):
     def outputs(self, analysis, layer, channels):
         """(ids, constants) of the outputs, before the layer's activation, for the `Channels` of the input."""
 
-    def axis(self, layer, tensor):
-        """The axis of the channels in an input or output of the layer."""
-        return channel_axis(layer, len(tensor.shape))
+    def axes(self, layer, inputs, outputs):
+        """The axes of the channels in the input and the output of the layer."""
+        return channel_axis(layer, len(inputs.shape)), channel_axis(layer, len(outputs.shape))
 
     def __call__(self, analysis, call):
         layer = call.layer
-        channels = single(analysis, call, self.axis(layer, call.inputs[0]))
+        before, axis = self.axes(layer, call.inputs[0], call.outputs[0])
+        channels = single(analysis, call, before)
         if channels is None:
             return wall(analysis, call, f"'{call.name}' reads another axis than the channels'")
         if is_rewritten(layer):
             return wall(analysis, call, f"'{call.name}' is quantised or has LoRA weights")
-        axis = self.axis(layer, call.outputs[0])
         rank = len(call.outputs[0].shape)
         if not _is_activation_cut(layer, last=axis == rank - 1):
             return wall(analysis, call, f"the activation of '{call.name}' has weights that are not cut with it")

@@ -10,12 +10,11 @@ import warnings
 import keras
 import numpy as np
 
-from keras_rda.compression import graph, passing
-from keras_rda.compression.attention import Heads
+from keras_rda.compression import attention, graph, passing
 from keras_rda.compression.einsum import Einsum
 from keras_rda.compression.linear import DEPTHWISE, Linear, Separable
-from keras_rda.compression.moving import Move
-from keras_rda.compression.per_channel import PerChannel, Table
+from keras_rda.compression.moving import Move, rearrange
+from keras_rda.compression.per_channel import MeanSquare, PerChannel, Table
 from keras_rda.compression.rule import Rule
 from keras_rda.compression.walls import mixing, opaque, wall
 
@@ -49,6 +48,8 @@ def read(analysis, flat):
 def forward(analysis, call):
     """Give the outputs of `call` their channels."""
     kind, rule = type(call.layer), _rule(call.layer)
+    if rule is None and isinstance(call.layer, layers.Layer) and passing.passes_each_alone(analysis, call):
+        return
     if rule is None:
         why = f" It {call.opaque}." if call.opaque else ""
         if isinstance(call.layer, layers.Layer):
@@ -105,11 +106,13 @@ RULES = {
     **dict.fromkeys(_dimensions("SeparableConv", 1, 2), Separable()),
     layers.EinsumDense: Einsum(),
     layers.Embedding: Table(),
-    layers.MultiHeadAttention: Heads(),
+    layers.MultiHeadAttention: attention.Heads(),
     **dict.fromkeys([layers.BatchNormalization, layers.PReLU], PerChannel()),
     **dict.fromkeys([layers.ReLU, layers.LeakyReLU, layers.ELU], passing.elementwise),
     layers.Activation: passing.activation_layer,
     layers.Softmax: passing.softmax,
+    **dict.fromkeys([layers.LayerNormalization, layers.UnitNormalization], passing.tried),
+    layers.RMSNormalization: MeanSquare(),
     layers.Rescaling: passing.rescaling,
     layers.Normalization: passing.own_channels,
     **dict.fromkeys(
@@ -147,8 +150,7 @@ RULES = {
     layers.RepeatVector: passing.repeat,
     **dict.fromkeys(
         _named(
-            *("LayerNormalization", "GroupNormalization", "RMSNormalization", "UnitNormalization", "Dot", "Masking"),
-            *("Attention", "AdditiveAttention", "GroupQueryAttention", "TimeDistributed"),
+            *("GroupNormalization", "Dot", "Masking", "Attention", "AdditiveAttention", "TimeDistributed"),
             *("Bidirectional", "LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
         ),
         mixing,
@@ -172,7 +174,14 @@ INTERNAL = {
     **dict.fromkeys(("Cast", "ConvertToTensor"), passing.cast),
     # These make or pass masks.
     **dict.fromkeys(("Any", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), mixing),
+    "Einsum": attention.einsum,
+    "DotProductAttention": attention.dot_product_attention,
     "Reshape": Move("newshape"),
+    **dict.fromkeys(
+        ("ExpandDims", "Flip", "GetItem", "Moveaxis", "Repeat", "Roll", "Split", "Squeeze", "Swapaxes", "Transpose"),
+        rearrange,
+    ),
+    **dict.fromkeys(("LogSoftmax", "Softmax"), passing.softmax),
     "Mean": passing.reduce(zero_only=False),
     "Max": passing.reduce(zero_only=False),
     "Min": passing.reduce(zero_only=False),

@@ -6,6 +6,7 @@ graph is believed only where it computes on numbers what the layer does, on seve
 """
 
 import inspect
+import itertools
 import math
 
 import keras
@@ -23,16 +24,17 @@ class Untraceable(Exception):
     """A layer cannot be read as a graph; the message completes "it"."""
 
 
-def trace(layer, args, kwargs, is_tensor):
+def trace(layer, args, kwargs, is_tensor, used):
     """What a layer computes as a functional model.
 
     Args:
         layer: A built layer without weights of its own.
         args, kwargs: Its arguments.
         is_tensor: Whether a leaf of these is a tensor, with `shape` and `dtype`.
+        used: Whether anything reads each of its outputs: what nothing reads need not depend on the inputs.
 
     Returns:
-        The model, whose inputs are the tensors among the arguments, in their order.
+        The model; its inputs are the tensors among the arguments, in their order, its outputs those that are used.
 
     Raises:
         Untraceable: it cannot be read.
@@ -45,29 +47,27 @@ def trace(layer, args, kwargs, is_tensor):
     if wrong := {t.dtype for t in tensors if "float" in t.dtype} - {layer.compute_dtype}:
         raise Untraceable(f"computes in {layer.compute_dtype} on {', '.join(sorted(wrong))}")
     try:
-        return _traced(layer, args, kwargs, tensors, None)
-    except Untraceable as error:
+        return _traced(layer, args, kwargs, tensors, used, None)
+    except Untraceable:
         if all(tensor.shape[0] is not None for tensor in tensors):
             raise
-        try:  # what is made for a batch of one, such as a mask, may do for any: the check tells
-            return _traced(layer, args, kwargs, tensors, 1)
-        except Untraceable:
-            raise error from None
+    # What is made for a batch of one, such as a mask, may do for any: the check tells.
+    return _traced(layer, args, kwargs, tensors, used, 1)
 
 
-def _traced(layer, args, kwargs, tensors, batch_size):
+def _traced(layer, args, kwargs, tensors, used, batch_size):
     inputs = [
         keras.Input(batch_shape=(tensor.shape[0] or batch_size, *tensor.shape[1:]), dtype=tensor.dtype)
         for tensor in tensors
     ]
-    with keras.StatelessScope() as scope, _keras.nodes_restored(layer), _keras.shapes_by_call(layer):
+    with keras.StatelessScope() as scope, _keras.read_by_symbols(layer):
         try:
             outputs = _call(layer.call, args, kwargs, tensors, inputs)
         except Exception as error:  # whatever the user's code makes of symbolic tensors
             open_sizes = any(None in tensor.shape[1:] for tensor in tensors)
             advice = "; call the model on an Input of fixed size" if open_sizes else ""
             raise Untraceable(f"cannot be called with symbolic tensors ({first_line(error)}){advice}") from error
-        leaves = keras.tree.flatten(outputs)
+        leaves = _used(outputs, used)
         if not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
             raise Untraceable("returns what does not depend on its inputs")
         if any(scope.get_current_value(variable) is not None for variable in layer.variables):
@@ -82,8 +82,57 @@ def _traced(layer, args, kwargs, tensors, batch_size):
         raise Untraceable(f"is made of layers that do not tell what they return ({wrong.name})")
     if any(tensor.shape[0] is None for tensor in tensors):
         _keras.free_reshapes(model, batch_size)
-    _check(layer, args, kwargs, tensors, model)
+    _check(layer, args, kwargs, tensors, model, used)
     return model
+
+
+def _used(outputs, used):
+    return list(itertools.compress(keras.tree.flatten(outputs), used))
+
+
+def of_each_alone(layer, args, kwargs, tensor, axis):
+    """What a layer makes of zeros, if it does the same to each channel alone; else None.
+
+    Tried on several draws, with all channels and with some of them, in any order, and after the first draw with other
+    weights.
+
+    Args:
+        layer, args, kwargs: As for `trace`.
+        tensor: The one tensor among the arguments.
+        axis: That of the channels.
+
+    Returns:
+        An array of the tensor's shape; None too where it cannot be tried, or returns something of another shape.
+    """
+    number = tensor.shape[axis]
+    if number < 2 or "float" not in tensor.dtype:
+        return None
+    weights = []
+
+    def apply(values):
+        with keras.StatelessScope(state_mapping=weights) as scope:
+            made = _call(layer, args, kwargs, [tensor], [keras.ops.convert_to_tensor(values)])
+            if not weights and any(scope.get_current_value(variable) is not None for variable in layer.variables):
+                raise Untraceable("changes a state")
+        made = keras.ops.convert_to_numpy(made)
+        if made.shape != values.shape:
+            raise Untraceable("returns another shape")
+        return made
+
+    try:
+        for seed, draw in enumerate(DRAWS):
+            random = np.random.default_rng(seed)
+            if seed == 1:
+                weights = _others(layer)
+            values = keras.ops.convert_to_numpy(_draw(tensor, SIZES[0], random, draw))
+            made, order = apply(values), random.permutation(number)
+            for some in (order, order[: (number + 1) // 2]):
+                if not _are_close(made.take(some, axis), apply(values.take(some, axis))):
+                    return None
+        weights = []
+        return apply(np.zeros_like(values))
+    except Exception:  # whatever a layer makes of fewer channels
+        return None
 
 
 def as_attention(layer, args, kwargs, is_tensor):
@@ -110,7 +159,7 @@ def as_attention(layer, args, kwargs, is_tensor):
     def model(values, **options):
         return _call(plain, args, given | options, tensors, values)
 
-    _check(layer, args, kwargs, tensors, model)
+    _check(layer, args, kwargs, tensors, model, itertools.repeat(True))
     return plain, given
 
 
@@ -126,19 +175,19 @@ def _call(function, args, kwargs, tensors, values):
     return function(*args, **kwargs)
 
 
-def _check(layer, args, kwargs, tensors, model):
-    """Raise unless the model, a function of `tensors`, computes what the layer does, on several draws of numbers, and
-    with other weights after the first: what is computed of weights outside their layers would be a constant of the
-    graph. In training too, where nothing random is within."""
+def _check(layer, args, kwargs, tensors, model, used):
+    """Raise unless the model, a function of `tensors`, computes what the layer does, as far as it is used, on several
+    draws of numbers, and with other weights after the first: what is computed of weights outside their layers would be
+    a constant of the graph. In training too, where nothing random is within."""
     weights = []
     for seed, draw in enumerate(DRAWS):
         random, ours = np.random.default_rng(seed), None
         if seed == 1:  # once: it is as much memory as the layer's
-            weights = [(v, 1.25 * v + 0.1) for v in layer.variables if "float" in v.dtype]
+            weights = _others(layer)
         for size in SIZES:
             values = [_draw(tensor, size, random, draw) for tensor in tensors]
             try:
-                theirs, ours = _both(layer, args, kwargs, tensors, model, values, weights, {})
+                theirs, ours = _both(layer, args, kwargs, tensors, model, used, values, weights, {})
                 if any(isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten((ours, theirs))):
                     ours, failure = None, "it has no values"
                 break
@@ -151,17 +200,22 @@ def _check(layer, args, kwargs, tensors, model):
     trains = "training" in inspect.signature(layer.call).parameters and kwargs.get("training") is None
     if trains and not _keras.is_random(layer):
         try:
-            alike = _are_close(*_both(layer, args, kwargs, tensors, model, values, weights, {"training": True}))
+            alike = _are_close(*_both(layer, args, kwargs, tensors, model, used, values, weights, {"training": True}))
         except Exception as error:
             raise Untraceable(f"cannot be tried in training ({first_line(error)})") from error
         if not alike:
             raise Untraceable("computes something else in training than its graph")
 
 
-def _both(layer, args, kwargs, tensors, model, values, weights, options):
-    """What the layer and the model make of values, with other `weights`."""
+def _others(layer):
+    """Other weights than a layer's, for a scope without state."""
+    return [(v, 1.25 * v + 0.1) for v in layer.variables if "float" in v.dtype]
+
+
+def _both(layer, args, kwargs, tensors, model, used, values, weights, options):
+    """What the layer, as far as it is used, and the model make of values, with other `weights`."""
     with keras.StatelessScope(state_mapping=weights):
-        theirs = _call(layer, args, kwargs | options, tensors, values)
+        theirs = _used(_call(layer, args, kwargs | options, tensors, values), used)
     with keras.StatelessScope(state_mapping=weights):
         return theirs, model(values, **options)
 
