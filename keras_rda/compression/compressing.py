@@ -41,7 +41,8 @@ def compress(
     Channels whose weights are zero, channels whose value is a constant that their readers' biases take over exactly,
     and channels that nobody reads are removed, together with all that is tied to them (additions, depthwise and grouped
     convolutions, concatenations, Flatten before Dense, squeeze-and-excite, heads of attention, shared layers), to a
-    fixed point. It does not matter who put the zeros there. Scattered zeros stay in the smaller kernels: `export` is for them.
+    fixed point. It does not matter who put the zeros there. Scattered zeros stay in the smaller kernels: `export` is
+    for them.
 
     The outputs are the same when the model predicts, up to float32 rounding. Nested models, and layers made of layers
     that can be read as graphs, come out unrolled; inputs, outputs and their names stay, and so do the names of layers.
