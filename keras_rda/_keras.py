@@ -130,7 +130,8 @@ def is_random(layer):
 @contextlib.contextmanager
 def shapes_by_call(layer):
     """Let the layers within `layer` that override `call`, but not what tells the shape of its result, tell it by
-    `call`: what they inherit may not know the arguments that they take. EinsumDense too, which forgets sizes."""
+    `call`: what they inherit may not know the arguments that they take. So does EinsumDense, whose configuration may
+    have None where the size of the input is known."""
     changed = []
     for each in flat_layers(layer):
         order = type(each).__mro__
@@ -157,55 +158,57 @@ def read_by_symbols(layer):
         yield
 
 
-class _NoNode(Exception):
-    """Keras makes no node of this call with symbolic tensors."""
-
-
-class _ListedWithin:
-    """What layers do of which a call with symbolic tensors may have no node, as they return None beside tensors or tell
-    a wrong shape: what such a call computes is listed in its place."""
-
-    def symbolic_call(self, *args, **kwargs):
-        try:
-            outputs = super().symbolic_call(*args, **kwargs)
-        except Exception as error:
-            raise _NoNode from error
-        if any(leaf is None for leaf in keras.tree.flatten(outputs)):
-            raise _NoNode
-        return outputs
-
-    def __call__(self, *args, **kwargs):
-        try:
-            return super().__call__(*args, **kwargs)
-        except _NoNode:
-            return self.call(*args, **kwargs)
-
-
 @contextlib.contextmanager
 def calls_without_nodes(layer):
-    """Let the layers within `layer` that are not Keras' own be called with symbolic tensors where it refuses that."""
+    """Let the layers within `layer` that are not Keras' own be called with symbolic tensors where Keras makes no node
+    of such a call: because they return None beside tensors, or fail to tell the shape of what they return. What they
+    are made of is called in their place."""
+    module = sys.modules[keras.layers.Layer.__module__]
+    node = _private(module, "Node", "the module of its layers")
     within = [each for each in flat_layers(layer) if each is not layer]
-    kinds = [(each, type(each)) for each in within if not type(each).__module__.startswith("keras.")]
-    for each, kind in kinds:
-        object.__setattr__(each, "__class__", type(kind.__name__, (_ListedWithin, kind), {}))
+    own = [each for each in within if not type(each).__module__.startswith("keras.")]
+    inlined = set()
+
+    def make_node(operation, *args, **kwargs):
+        if id(operation) not in inlined:
+            return node(operation, *args, **kwargs)
+        inlined.discard(id(operation))
+
+    def symbolic_call(each, *args, **kwargs):
+        with contextlib.suppress(Exception):
+            outputs = type(each).symbolic_call(each, *args, **kwargs)
+            if all(leaf is not None for leaf in keras.tree.flatten(outputs)):
+                return outputs
+        outputs = each.call(*args, **kwargs)
+        inlined.add(id(each))
+        return outputs
+
     try:
+        module.Node = make_node
+        for each in own:
+            object.__setattr__(each, "symbolic_call", functools.partial(symbolic_call, each))
         yield
     finally:
-        for each, kind in kinds:
-            object.__setattr__(each, "__class__", kind)
+        module.Node = node
+        for each in own:
+            vars(each).pop("symbolic_call", None)
 
 
 @contextlib.contextmanager
 def names_told_apart(layer):
     """Let layers within `layer` have one name: a model takes each once."""
-    names = [(each, each.name) for each in flat_layers(layer)]
-    for number, (each, name) in enumerate(names):
-        each.name = f"{name}_{number}"
+    changed, taken = [], set()
     try:
+        for number, each in enumerate(flat_layers(layer)):
+            if each.name in taken:
+                changed.append((each, each.name))
+                each.name = f"{each.name}_{number}"
+            taken.add(each.name)
         yield
     finally:
-        for each, name in names:
-            each.name = name
+        for each, name in changed:
+            with contextlib.suppress(AttributeError):  # a name that cannot be set was not changed
+                each.name = name
 
 
 @contextlib.contextmanager

@@ -114,13 +114,17 @@ def test_heads_whose_values_are_zero():
 
 def test_the_last_head_is_a_placeholder():
     """A tensor needs a head, but nobody reads this one."""
-    model = attending(GroupedAttention(bias="uh", name="attention"))
-    zero(model.get_layer("attention").back.kernel, slice(None))
+    model = through(layers.Identity(), gone=6)
     smaller = keras_rda.compress(model)
     assert_same_outputs(model, smaller)
-    query = smaller.get_layer("query").get_weights()
-    assert query[0].shape == (8, 2, 6)
-    assert not any(array.any() for array in query)
+    assert heads_of(smaller) == 1
+    assert not any(array.any() for array in smaller.get_layer("first").get_weights())
+
+
+@pytest.mark.parametrize(("multiple_of", "heads"), [(1, 3), (6, 4), (9, 3), (5, 5), (7, 6)])
+def test_heads_times_units_are_multiples(multiple_of, heads):
+    smaller = keras_rda.compress(through(layers.Identity(), gone=3), multiple_of=multiple_of)
+    assert heads_of(smaller) == heads
 
 
 def test_a_constant_that_each_unit_of_a_head_reads_otherwise():
@@ -136,6 +140,26 @@ def test_a_constant_that_each_unit_of_a_head_reads_otherwise():
     smaller = keras_rda.compress(model)
     assert_same_outputs(model, smaller)
     assert smaller.get_layer("first").units == 5
+
+
+def test_constants_that_differ_between_heads_are_walls():
+    inputs = keras.Input((5, 8))
+    into = layers.EinsumDense("bqm,muh->bquh", (None, 4, 3), name="into")
+    back = layers.EinsumDense("bquh,uhm->bqm", (None, 8), name="back")
+    x, random = into(inputs), np.random.default_rng(0)
+    bias = ops.convert_to_tensor(random.normal(size=(1, 4, 5, 5)).astype("float32"))
+    mask = np.tril(np.ones((4, 5, 5), bool))
+    keys = random.normal(size=(1, 5, 4, 3)).astype("float32")
+    scores = ops.einsum("bquh,bkuh->buqk", x, x)
+    for heads in (
+        ops.dot_product_attention(x, x, x, bias=bias),
+        ops.dot_product_attention(x, ops.convert_to_tensor(keys), ops.convert_to_tensor(keys)),
+        ops.einsum("buqk,bkuh->bquh", layers.Softmax()(scores, mask), x),
+    ):
+        model = keras.Model(inputs, back(heads))
+        zero(back.kernel, slice(0, 2))
+        assert keras_rda.compress(model).count_params() == model.count_params()
+        classes.read(model)
 
 
 @pytest.mark.parametrize(("heads", "left"), [(1, 2), (4, 4)])
@@ -224,6 +248,60 @@ def test_einsum_dense_of_any_equation(name, bias):
     ]
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_normalisation_behind_any_axis_may_be_folded(bias):
+    inputs = keras.Input((5, 8))
+    into = layers.EinsumDense("abc,cd->adb", (4, 5), bias_axes="d" if bias else None, name="into")
+    x = layers.BatchNormalization(axis=1)(into(inputs))
+    out = layers.EinsumDense("adb,dc->abc", (5, 3), name="out")
+    model = keras.Model(inputs, out(x))
+    randomise(model, np.random.default_rng(0), zero_bias=0.0)
+    zero(out.kernel, slice(0, 2))
+    smaller = keras_rda.compress(model, fold_batch_norm=True)
+    assert_same_outputs(model, smaller)
+    assert smaller.get_layer("into").get_weights()[0].shape == (8, 2)
+
+
+MOVES = {  # what is done to (batch, 5, 8), and how many of the 8 channels are left where 5 are not read
+    "a slice": (lambda x: x[:, 1:], 3),
+    "a slice of all channels": (lambda x: x[..., -8:], 3),
+    "a slice of channels": (lambda x: x[..., :4], 8),
+    "a place": (lambda x: x[:, 2][:, None], 3),
+    "repeated positions": (lambda x: ops.repeat(x, 2, axis=1), 3),
+    "repeated channels": (lambda x: ops.repeat(x, 2, axis=-1), 3),
+    "channels repeated as a list says": (lambda x: ops.repeat(x, [2] * 8, axis=-1), 8),
+    "split positions": (lambda x: ops.split(x, [2], axis=1)[1], 3),
+    "empty parts": (lambda x: ops.split(x, [0, 2], axis=1)[1], 8),
+    "split channels": (lambda x: ops.split(x, [8], axis=-1)[0], 8),
+    "turned": (lambda x: ops.transpose(ops.transpose(x, (0, 2, 1)), (0, 2, 1)), 3),
+    "swapped": (lambda x: ops.moveaxis(ops.swapaxes(x, 1, 2), 1, 2), 3),
+    "an axis more": (lambda x: ops.squeeze(ops.expand_dims(x, 1), 1), 3),
+    "all axes of one": (lambda x: ops.squeeze(ops.expand_dims(x, 1)), 8),
+    "rolled": (lambda x: ops.roll(x, 8, axis=-1), 8),
+    "rolled as one": (lambda x: ops.roll(x, 8), 8),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("length", [5, None])
+def test_what_moves_elements(name, length):
+    move, left = MOVES[name]
+    if BACKEND == "torch" and "list" in name:
+        pytest.skip("Keras on torch does not repeat by a list")
+    inputs = keras.Input((length, 4))
+    last = layers.Dense(3, name="last")
+    x = move(layers.Dense(8, name="first")(inputs))
+    model = keras.Model(inputs, last(x))
+    times = x.shape[-1] // 8 or 1
+    zero(last.kernel, slice(0, 5 * times))
+    smaller = keras_rda.compress(model)
+    data = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    np.testing.assert_allclose(values([smaller(data)])[0], values([model(data)])[0], atol=1e-5)
+    unknown = length is None and name in ("empty parts",)
+    assert smaller.get_layer("first").units == (8 if unknown else left)
+    classes.read(model)
+
+
 def test_einsum_dense_that_does_something_else_stays():
     inputs = keras.Input((5, 8))
     x = layers.EinsumDense("abc,bcd->abd", (5, 4), name="a kernel for each place")(inputs)
@@ -290,7 +368,7 @@ def test_placeholders_in_a_root_mean_square_are_zero():
 
 @keras.saving.register_keras_serializable(package="tests")
 class Slope(layers.Layer):
-    """x·(1 + a·x), with one number a for all channels."""
+    """x·(1 + a·x), with one number a for all heads."""
 
     def build(self, shape):
         self.a = self.add_weight(name="a", initializer="ones")
@@ -301,53 +379,114 @@ class Slope(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="tests")
 class Mixer(layers.Layer):
-    """x + a·mean(x) over the channels; a is zero at first."""
+    """x + a·mean(x) over the heads; a is zero at first."""
 
     def build(self, shape):
         self.a = self.add_weight(name="a", initializer="zeros")
 
     def call(self, x):
-        return x + self.a * ops.mean(x, axis=-1, keepdims=True)
+        return x + self.a * ops.mean(x, axis=2, keepdims=True)
 
 
 @keras.saving.register_keras_serializable(package="tests")
 class Shift(layers.Layer):
-    """Each channel takes the place of the next."""
+    """Each head takes the place of the next."""
 
     def call(self, x):
-        return ops.roll(x, 1, axis=-1)
+        return ops.roll(x, 1, axis=2)
 
 
 @keras.saving.register_keras_serializable(package="tests")
-class Inverse(layers.Layer):
+class Counting(layers.Layer):
+    """Many heads count less."""
+
     def call(self, x):
-        return 1 / x
+        return x * (2.0 if x.shape[2] >= 3 else 3.0)
 
 
-def through(layer):
+@keras.saving.register_keras_serializable(package="tests")
+class Even(layers.Layer):
+    """Takes an even number of heads."""
+
+    def call(self, x):
+        assert x.shape[2] % 2 == 0
+        return 2 * x
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class InTraining(layers.Layer):
+    """Mixes heads in training only."""
+
+    def call(self, x, training=False):
+        return x + ops.mean(x, axis=2, keepdims=True) if training else x
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Pole(layers.Layer):
+    """Infinite at one half."""
+
+    def call(self, x):
+        return 1 / (x - 0.5)
+
+
+def through(layer, heads=6, gone=2, activation=None):
+    """`heads` heads of 3 units, of which nothing reads the first."""
     inputs = keras.Input((5, 4))
-    x = layers.Dense(6, "sigmoid", name="first")(inputs)
-    model = keras.Model(inputs, layers.Dense(3, name="last")(layer(x)))
+    first = layers.EinsumDense("abc,cde->abde", (5, heads, 3), bias_axes="de", activation=activation, name="first")
+    last = layers.EinsumDense("abde,dec->abc", (5, 4), name="last")
+    model = keras.Model(inputs, last(layer(first(inputs))))
     randomise(model, np.random.default_rng(0), zero_bias=0.0)
-    zero(model.get_layer("last").kernel, slice(0, 2))
+    zero(model.get_layer("last").kernel, slice(0, gone))
     return model
 
 
-def test_layers_that_act_on_each_channel_alone_pass_them_on():
-    for layer in (Slope(), Inverse(), layers.Lambda(lambda x: x + 1)):
-        model = through(layer)
-        smaller = keras_rda.compress(model)
-        assert_same_outputs(model, smaller)
-        assert smaller.get_layer("first").units == 4
+def heads_of(model):
+    return model.get_layer("first").get_weights()[0].shape[1]
 
 
-def test_layers_that_mix_channels_are_walls_whatever_their_weights_are():
-    for layer in (Mixer(), Shift(), layers.UnitNormalization()):
-        model = through(layer)
-        smaller, report = keras_rda.compress(model, report=True)
-        assert_same_outputs(model, smaller)
-        assert smaller.get_layer("first").units == 6
-        assert any(f"'{layer.name}'" in note for note in report.notes) or layer.name == "unit_normalization"
+@pytest.mark.parametrize("make", [Slope, lambda: layers.LayerNormalization(), lambda: layers.Lambda(lambda x: x + 1)])
+def test_layers_that_act_on_each_head_alone_pass_them_on(make):
+    model = through(make())
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert heads_of(smaller) == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Mixer, Shift, Counting, Even, InTraining, layers.UnitNormalization],
+)
+def test_layers_that_mix_heads_are_walls_whatever_their_weights_are(make):
+    model = through(make(), gone=4 if make is Counting else 3)
+    if make is layers.UnitNormalization:
+        model = through(make(axis=-2), gone=3)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert heads_of(smaller) == 6
+
+
+def test_what_is_not_finite_everywhere_has_no_placeholders():
+    """The value of one, sigmoid(0), is where this layer has its pole."""
+    model = through(Pole(), activation="sigmoid")
+    smaller = keras_rda.compress(model, multiple_of=5)
+    assert_same_outputs(model, smaller)
+    assert heads_of(smaller) == 5
+
+
+def test_a_layer_of_another_framework_is_not_tried():
+    """On the last axis none of the user's own is: it may keep a state that Keras does not know."""
+    calls = []
+
+    class Watched(layers.Layer):
+        def call(self, x):
+            calls.append(x.shape)
+            return x * 2
+
+    inputs = keras.Input((5, 4))
+    model = keras.Model(inputs, layers.Dense(3)(Watched()(layers.Dense(6)(inputs))))
+    before = len(calls)
+    keras_rda.compress(model)
+    assert {shape[-1] for shape in calls[before:]} <= {6}
 
 
 class Talkative(layers.Layer):
@@ -396,6 +535,48 @@ def test_none_beside_tensors():
     assert smaller.count_params() == model.count_params() - 2 * 4 * (2 * 8 + 1)
     assert [type(layer) for layer in model._flatten_layers()] == kinds
     assert [part.name for part in encoder.parts] == ["part", "part"]
+
+
+class Stubborn(Talkative):
+    """Its name cannot be another."""
+
+    @property
+    def name(self):
+        return "part"
+
+    @name.setter
+    def name(self, value):
+        if value != "part":
+            raise AttributeError("a name for life")
+
+
+def test_names_that_cannot_be_others():
+    inputs = keras.Input((5, 8))
+    encoder = Encoder(name="encoder")
+    encoder.parts = [Stubborn(name="part"), Stubborn(name="part")]
+    model = keras.Model(inputs, layers.Dense(3)(encoder(inputs)[0]))
+    zero(encoder.parts[0].back.kernel, slice(0, 4))
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert smaller.count_params() == model.count_params()
+    assert any("a name for life" in note for note in report.notes)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="a module of torch")
+def test_modules_of_torch_are_not_tried():
+    import torch
+
+    class Wrapper(layers.TorchModuleWrapper):
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    inputs = keras.Input((3, 6, 6))
+    first = layers.Conv2D(4, 3, data_format="channels_first")
+    norm = Wrapper(torch.nn.BatchNorm2d(4))
+    model = keras.Model(inputs, norm(first(inputs)))
+    before = int(norm.module.num_batches_tracked)
+    keras_rda.compress(model)
+    assert int(norm.module.num_batches_tracked) == before
 
 
 def test_a_constant_that_is_read_is_a_wall():

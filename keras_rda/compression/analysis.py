@@ -64,15 +64,17 @@ class Analysis:
 
     Args:
         any_weights: Read only what the model's structure says, whatever its weights are, and so which of them are zero.
+        refused: Calls of layers of the user's own that do not do the same to each channel alone.
     """
 
-    def __init__(self, any_weights=False):
-        self.any_weights = any_weights
+    def __init__(self, any_weights=False, refused=()):
+        self.any_weights, self.refused = any_weights, refused
         self.channels = {}  # Tensor → Channels
         self.uses = {}  # id of a layer that is cut → its `rule.Use`
         self.opaque = set()  # tensors of which nothing is cut, along any axis
         self.walled = {}  # id of a layer of which a call is a wall → why
         self.elementwise = {}  # (id of an activation, rank) → whether it acts on each element alone, where it was tried
+        self.tried = []  # (call of a layer of the user's own that seems to do the same to each channel alone, Channels)
         self.notes = []
         self.unknown_operations = set()  # names of classes
         self.readers = []
@@ -203,8 +205,12 @@ class Analysis:
     def _fill(self, multiple_of):
         """Keep channels until every tensor has a multiple, or all that it had; one placeholder is like another."""
         changed = False
-        widths = [(channels.ids, 1) for channels in self.channels.values()]
-        for ids, width in (*widths, *((use.outputs.ids, use.rule.width(use)) for use in self.uses.values())):
+        uses = [(use.outputs.ids, use.rule.width(use)) for use in self.uses.values()]
+        width_of = np.ones(self._count, int)
+        for ids, width in uses:
+            width_of[self.root[ids]] = np.maximum(width_of[self.root[ids]], width)
+        tensors = [channels.ids for channels in self.channels.values() if len(channels)]
+        for ids, width in (*((ids, int(width_of[self.root[ids]].max())) for ids in tensors), *uses):
             number = multiple_of // math.gcd(multiple_of, width)
             kept = self.is_kept(ids)
             added = self.root[ids[~kept]][: -int(kept.sum()) % number]

@@ -1,12 +1,14 @@
 """The rules of multi-head attention, and of the products of heads where it is written out."""
 
 import inspect
+import itertools
 import math
 
 import numpy as np
 
 from keras_rda import layer_facts
 from keras_rda.compression.analysis import Channels
+from keras_rda.compression.graph import Tensor
 from keras_rda.compression.passing import is_shared
 from keras_rda.compression.rule import Rule, Use
 from keras_rda.compression.walls import mixing, opaque
@@ -64,49 +66,53 @@ class Heads(Rule):
 
 def einsum(analysis, call):
     """A product of two tensors that both have the channels, such as the heads of attention: "bqhd,bkhd->bhqk"."""
-    before, arrow, after = call.layer.subscripts.replace(" ", "").partition("->")
+    tensors, equation = call.inputs, call.layer.subscripts.replace(" ", "")
+    before, arrow, after = equation.partition("->")
     before = before.split(",")
-    letters = {
-        letters[analysis.channels[tensor].axis]
-        for letters, tensor in zip(before, call.inputs, strict=False)
-        if len(letters) == len(tensor.shape) and tensor not in analysis.opaque
-    }
-    if len(before) != 2 or len(call.inputs) != 2 or not arrow or "." in call.layer.subscripts or len(letters) != 1:
+    if not arrow or "." in equation or not len(before) == len(tensors) == len(call.args) == 2:
         return mixing(analysis, call)
-    (letter,) = letters
-    if not all(letter in axes for axes in (*before, after)):
+    own = {
+        letters[analysis.channels[tensor].axis]
+        for letters, tensor in zip(before, tensors, strict=True)
+        if tensor not in analysis.opaque
+    }
+    letter = own.pop() if len(own) == 1 else ""
+    if not letter or not all(letter in letters for letters in (*before, after)):
         return mixing(analysis, call)
     axes = [letters.index(letter) for letters in before]
-    return _product_of_heads(analysis, call, call.inputs, axes, after.index(letter))
+    _product(analysis, call, tensors, axes, after.index(letter), factors=(0, 1))
 
 
 def dot_product_attention(analysis, call):
     """`keras.ops.dot_product_attention`: queries, keys and values (batch, positions, heads, units), and a bias and a
     mask that are the same for all heads."""
     given = inspect.signature(call.layer.call).bind(*call.args, **call.kwargs).arguments
-    tensors = [given[name] for name in ("query", "key", "value")]
-    shared = [tensor for tensor in call.inputs if tensor not in tensors]
-    if not all(is_shared(tensor, 1, 4) for tensor in shared):  # (batch, heads, queries, keys)
+    tensors = [given.pop(name) for name in ("query", "key", "value")]
+    shared = (given.get(name) for name in ("bias", "mask"))  # (batch, heads, queries, keys)
+    if not all(isinstance(tensor, Tensor) for tensor in tensors) or not all(is_shared(array, 1, 4) for array in shared):
         return mixing(analysis, call)
-    return _product_of_heads(analysis, call, tensors, [2, 2, 2], 2)
+    _product(analysis, call, tensors, axes=[2, 2, 2], axis=2, factors=(2,))
 
 
-def _product_of_heads(analysis, call, tensors, axes, axis):
-    """The channels that all tensors have on their `axes`, in the call's output on `axis`."""
-    if all(tensor in analysis.opaque for tensor in tensors):
+def _product(analysis, call, tensors, axes, axis, factors):
+    """The channels that all `tensors` have on their `axes`, in the call's output on `axis`.
+
+    Args:
+        factors: Positions of the tensors that are a factor of every term of the output.
+    """
+    known = [tensor not in analysis.opaque for tensor in tensors]
+    sizes = {tensor.shape[place] for tensor, place in zip(tensors, axes, strict=True)}
+    alike = all(
+        analysis.channels[tensor].axis == place
+        for tensor, place in itertools.compress(zip(tensors, axes, strict=True), known)
+    )
+    if not any(known) or not alike or len(sizes) != 1 or None in sizes:
         return mixing(analysis, call)
     sides = [
-        opaque(analysis, tensor, f"'{call.name}' reads another tensor with it", place)
-        if tensor in analysis.opaque
-        else analysis.channels[tensor]
-        for tensor, place in zip(tensors, axes, strict=True)
+        analysis.channels[tensor] if is_known else opaque(analysis, tensor, f"'{call.name}' reads it too", place)
+        for tensor, place, is_known in zip(tensors, axes, known, strict=True)
     ]
-    numbers = {len(side) for side in sides}
-    if [side.axis for side in sides] != axes or len(numbers) != 1 or 0 in numbers:
-        return mixing(analysis, call)
     for side in sides[1:]:
         analysis.tie(sides[0].ids, side.ids)
-    # A factor of every term: either of two tensors, but of attention's three only the values.
-    factors = sides if len(sides) == 2 else sides[2:]
-    zero = np.any([side.constant == 0 for side in factors], axis=0)
+    zero = np.any([sides[position].constant == 0 for position in factors], axis=0)
     analysis.channels[call.outputs[0]] = Channels(axis, sides[0].ids, np.where(zero, 0, np.nan))

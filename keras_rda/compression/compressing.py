@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_rda import _keras, checks
-from keras_rda.compression import classes, graph, rules, surgery
+from keras_rda.compression import classes, graph, rules, surgery, tracing
 from keras_rda.compression.analysis import Analysis
 from keras_rda.compression.report import CompressionReport, make_report
 from keras_rda.kernels import check_finite, is_finite
@@ -123,7 +123,21 @@ def multiply_adds(model):
 
 
 def _analyse(flat, multiple_of):
-    analysis = Analysis()
+    refused = []
+    while True:
+        analysis = _solved(flat, multiple_of, refused)
+        wrong = []
+        for call, channels in analysis.tried:
+            (kept,) = np.nonzero(analysis.is_kept(channels.ids))
+            if len(kept) < len(channels) and not tracing.does_each_alone(call, call.inputs[0], channels.axis, kept):
+                wrong.append(call)
+        if not wrong:
+            return analysis
+        refused += wrong
+
+
+def _solved(flat, multiple_of, refused):
+    analysis = Analysis(refused=refused)
     rules.read(analysis, flat)
     names = {id(call.layer): call.name for call in flat.calls}
     groups = []

@@ -22,12 +22,8 @@ class Einsum(Linear):
         letters = _letters(call.layer)
         if letters is None:
             return mixing(analysis, call)
-        if len(letters[1]) > 1:
-            return TO_HEADS.read(analysis, call)
-        return self.read(analysis, call)
-
-    def read(self, analysis, call):
-        """Where the letters are known to be those of this rule."""
+        if len(letters[1]) > 1 and self is not TO_HEADS:
+            return TO_HEADS(analysis, call)
         return super().__call__(analysis, call)
 
     def axes(self, layer, inputs, outputs):
@@ -38,7 +34,7 @@ class Einsum(Linear):
             len(outputs.shape) - len(after) + after.index(new[0]),
         )
 
-    def _axes(self, layer):
+    def _kernel_axes(self, layer):
         kernel = layer_facts.operands(layer.equation)[1]
         return tuple(kernel.index(letters[0]) for letters in _letters(layer))
 
@@ -47,11 +43,10 @@ class Einsum(Linear):
         return bias_of(layer, size).reshape(size)
 
     def config(self, config, use, cut):
+        cut_config = super().config(config, use, cut)
         shape = list(config["output_shape"])
-        config = super().config(config, use, cut)
-        after = layer_facts.operands(config["equation"])[2]
-        shape[after.index(_letters(use.layer)[1][0]) - len(after)] = config["output_shape"]
-        return {**config, "output_shape": tuple(shape)}
+        shape[-1 - _behind(use.layer)] = cut_config["output_shape"]
+        return {**cut_config, "output_shape": tuple(shape)}
 
     def has_bias(self, config):
         return bool(config["bias_axes"])
@@ -62,17 +57,17 @@ class Einsum(Linear):
     def weights(self, use, cut):
         arrays = self._cut_kernels(use, cut)
         if cut.use_bias:
-            after = layer_facts.operands(use.layer.equation)[2]
-            behind = len(after) - 1 - after.index(_letters(use.layer)[1][0])
             bias = self._bias(use.layer, len(use.outputs)) + self._folded(use, cut)
-            arrays.append(np.where(cut.need_outputs, bias, 0)[cut.keep_outputs].reshape(-1, *[1] * behind))
+            bias = np.where(cut.need_outputs, bias, 0)[cut.keep_outputs]
+            arrays.append(bias.reshape(-1, *[1] * _behind(use.layer)))
         return arrays
+
+    def is_scalable(self, layer):
+        return _behind(layer) == 0  # else a bias is no vector
 
 
 class ToHeads(Einsum):
     """EinsumDense that makes several axes, such as "bqm,muh->bquh": the channels are the first of them, the heads u."""
-
-    is_scalable = False  # the units of a head have a bias each
 
     def _absorbs(self, layer, constant):
         return constant == 0  # any other constant is another one for each unit of a head
@@ -96,6 +91,12 @@ class ToHeads(Einsum):
 
 
 TO_HEADS = ToHeads()
+
+
+def _behind(layer):
+    """How many axes of the outputs lie behind that of the channels."""
+    after = layer_facts.operands(layer.equation)[2]
+    return len(after) - 1 - after.index(_letters(layer)[1][0])
 
 
 def _letters(layer):

@@ -31,9 +31,9 @@ class Linear(OneTensorRule):
 
     def _kernel(self, layer):
         """(taps, inputs of a group, outputs); the taps have any number of axes."""
-        return np.moveaxis(ops.convert_to_numpy(layer.kernel), self._axes(layer), (-2, -1))
+        return np.moveaxis(ops.convert_to_numpy(layer.kernel), self._kernel_axes(layer), (-2, -1))
 
-    def _axes(self, layer):
+    def _kernel_axes(self, layer):
         """The kernel's axes of inputs and of outputs."""
         axes = layer_facts.axes_in(layer, layer.kernel)
         return *axes.inputs, *axes.outputs
@@ -73,7 +73,7 @@ class Linear(OneTensorRule):
             yield Reader(name, use.inputs.ids[ins], use.outputs.ids[outs], nonzero, absorbed[ins], constant)
 
     def kernels(self, use):
-        kernel, (inputs, outputs) = use.layer.kernel, self._axes(use.layer)
+        kernel, (inputs, outputs) = use.layer.kernel, self._kernel_axes(use.layer)
         rank, groups = len(kernel.shape), getattr(use.layer, "groups", 1)
         reads = np.repeat(use.inputs.ids.reshape(groups, -1), len(use.outputs) // groups, axis=0).T
         if groups == 1:
@@ -122,11 +122,11 @@ class Linear(OneTensorRule):
             part = part[..., cut.keep_outputs[outs]]
             if part.shape[-1]:
                 parts.append(part[..., cut.keep_inputs[ins], :])
-        return [np.moveaxis(np.concatenate(parts, axis=-1), (-2, -1), self._axes(use.layer))]
+        return [np.moveaxis(np.concatenate(parts, axis=-1), (-2, -1), self._kernel_axes(use.layer))]
 
     def scaled(self, use, arrays, scale):
         kernel, *rest = arrays
-        axis = self._axes(use.layer)[1]
+        axis = self._kernel_axes(use.layer)[1]
         return [np.moveaxis(np.moveaxis(kernel, axis, -1) * scale, -1, axis), *rest]
 
 

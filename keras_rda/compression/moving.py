@@ -54,15 +54,19 @@ class Move(Rule):
 
 
 def rearrange(analysis, call):
-    """An operation that moves elements along other axes than the channels', or repeats each channel: what it is told
-    holds for fewer channels too."""
+    """An operation that moves elements along other axes than the channels', or repeats each channel as often."""
     tensor = call.inputs[0]
     channels = analysis.channels[tensor]
-    numbers = (int, float, bool, str, slice, type(None), type(...), Tensor)
+    # Numbers alone mean the same for fewer channels; and no axis, that all are one, or that those of size 1 go.
+    numbers = (int, slice, type(None), type(...), Tensor)
     plain = all(isinstance(leaf, numbers) for leaf in keras.tree.flatten((call.args, call.kwargs)))
+    plain &= getattr(call.layer, "axis", 0) is not None and isinstance(getattr(call.layer, "repeats", 1), int)
     if len(call.inputs) != 1 or not len(channels) or tensor in analysis.opaque or not plain:
         return mixing(analysis, call)
-    found = _moved(call, tensor, channels)
+    try:
+        found = _moved(call, tensor, channels)
+    except Exception:  # sizes that are not known are no 4
+        return mixing(analysis, call)
     for _, order in found:
         if order is None or not np.array_equal(order, np.repeat(np.arange(len(channels)), len(order) // len(channels))):
             return wall(analysis, call, f"'{call.name}' splits or joins channels")
@@ -72,10 +76,10 @@ def rearrange(analysis, call):
 
 def _moved(call, tensor, channels):
     """(axis, order) of every output: `order[i]` is the channel of the input that is the i-th there; (None, None) where
-    channels do not lie along one axis. Sizes that are not known count as 4."""
+    channels do not lie along one axis. A batch that is not known counts as 2, any other size as 4."""
     shape = [1] * len(tensor.shape)
     shape[channels.axis] = len(channels)
-    whole = (tensor.shape[0] or 1, *(size or 4 for size in tensor.shape[1:]))
+    whole = (tensor.shape[0] or 2, *(size or 4 for size in tensor.shape[1:]))
     index = np.broadcast_to(np.arange(len(channels), dtype="int32").reshape(shape), whole)
     args, kwargs = call.fill(lambda tensor: keras.ops.convert_to_tensor(index))
     outputs = keras.tree.flatten(call.layer.call(*args, **kwargs))
@@ -83,6 +87,8 @@ def _moved(call, tensor, channels):
 
 
 def _along_an_axis(moved):
+    if not moved.size:
+        return None, None
     for axis in reversed(range(1, moved.ndim)):
         others = tuple(other for other in range(moved.ndim) if other != axis)
         first = moved.min(axis=others)

@@ -14,6 +14,12 @@ from keras_rda.compression.walls import mixing, single, wall, zero_stays
 from keras_rda.layer_facts import channel_axis
 
 layers = keras.layers
+# What these hold may have a state that Keras does not know, and that a call would change.
+_OF_OTHERS = tuple(
+    getattr(layers, name)
+    for name in ("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper")
+    if hasattr(layers, name)
+)
 
 
 def fragile(rule):
@@ -108,39 +114,51 @@ def softmax(analysis, call):
 
 
 def _softmax_like(analysis, call, *axes):
-    tensor, *masks = call.inputs
+    tensor, mask = call.inputs[0], call.kwargs.get("mask", call.args[1] if len(call.args) > 1 else None)
     channels, rank = analysis.channels[tensor], len(tensor.shape)
-    alike = all(is_shared(mask, channels.axis, rank) for mask in masks)
+    alike = is_shared(mask, channels.axis, rank)
     if not len(channels) or not alike or channels.axis in [axis % rank for axis in axes]:
         return mixing(analysis, call)
     analysis.channels[call.outputs[0]] = channels.unknown()
 
 
-def is_shared(tensor, axis, rank):
-    """Whether a tensor that is broadcast to `rank` axes is the same for all channels on `axis`."""
-    axis -= rank - len(tensor.shape)
-    return axis < 0 or tensor.shape[axis] == 1
+def is_shared(array, axis, rank):
+    """Whether a `Tensor`, an array or None, broadcast to `rank` axes, is the same for all channels on `axis`."""
+    if array is None:
+        return True
+    shape = tuple(array.shape) if hasattr(array, "shape") else np.shape(array)
+    axis -= rank - len(shape)
+    return axis < 0 or shape[axis] == 1
 
 
-def tried(analysis, call):
-    """A layer that mixes some axes: channels on others pass."""
-    if not passes_each_alone(analysis, call):
-        mixing(analysis, call)
+def normalization(analysis, call):
+    """A normalisation over some axes passes the channels on others."""
+    channels, axes = single(analysis, call), getattr(call.layer, "axis", -1)
+    rank = len(call.inputs[0].shape)
+    over = [axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])]
+    if channels is None or call.inputs[0] in analysis.opaque or channels.axis in over:
+        return mixing(analysis, call)
+    analysis.channels[call.outputs[0]] = channels.unknown()
 
 
-def passes_each_alone(analysis, call):
+def each_alone(analysis, call):
     """Pass channels through a layer whose kind does not tell, if it does the same to each alone, as far as numbers
-    show; return whether it does."""
+    show; return whether it does. `compress` tries it again with those that stay.
+
+    On the last axis the user's own layers mix channels more often than not, and are not tried.
+    """
     channels = single(analysis, call)
-    if channels is None or call.inputs[0] in analysis.opaque or call.masked:
+    tensor = call.inputs[0] if channels else None
+    is_last = channels is None or channels.axis == len(tensor.shape) - 1
+    if is_last or tensor in analysis.opaque or call.masked or call in analysis.refused:
         return False
-    zero = tracing.of_each_alone(call.layer, call.args, call.kwargs, call.inputs[0], channels.axis)
-    if zero is None:
+    if isinstance(call.layer, _OF_OTHERS):
         return False
-    if not np.isfinite(zero).all():
-        analysis.fragile(channels.ids)
-    constant = np.full(len(channels), np.nan) if np.any(zero) else zero_stays(channels.constant)
-    analysis.channels[call.outputs[0]] = Channels(channels.axis, channels.ids, constant)
+    if not tracing.does_each_alone(call, tensor, channels.axis):
+        return False
+    analysis.tried.append((call, channels))
+    analysis.fragile(channels.ids)  # what it makes of a placeholder's value is not known
+    analysis.channels[call.outputs[0]] = channels.unknown()
     return True
 
 

@@ -4,9 +4,9 @@ import numpy as np
 from keras import layers, ops
 
 from keras_rda import layer_facts
+from keras_rda.compression import passing
 from keras_rda.compression.activations import prelu
 from keras_rda.compression.analysis import Channels, Reader
-from keras_rda.compression.passing import tried
 from keras_rda.compression.rule import OneTensorRule, Rule, Use, is_rewritten
 from keras_rda.compression.walls import mixing, wall, zero_stays
 
@@ -45,10 +45,11 @@ class MeanSquare(OneTensorRule):
     """
 
     def __call__(self, analysis, call):
-        layer, (tensor,) = call.layer, call.inputs
-        last = layer.axis in (-1, len(tensor.shape) - 1, [-1])
-        if not last or analysis.channels[tensor].axis != len(tensor.shape) - 1:
-            return tried(analysis, call)
+        axes, (tensor,) = call.layer.axis, call.inputs
+        last = len(tensor.shape) - 1
+        over = {axis % len(tensor.shape) for axis in (axes if isinstance(axes, (list, tuple)) else [axes])}
+        if over != {last} or analysis.channels[tensor].axis != last:
+            return passing.normalization(analysis, call)
         if analysis.any_weights:  # whatever reads its outputs, it reads all of them itself
             return mixing(analysis, call)
         return super().__call__(analysis, call)

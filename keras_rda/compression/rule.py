@@ -94,9 +94,8 @@ class Rule(abc.ABC):
         """The `arrays` of `weights` with the outputs that stay multiplied by their `scale`; the bias is left alone."""
         raise NotImplementedError(f"{type(self).__name__} must define scaled(use, arrays, scale).")
 
-    @property
-    def is_scalable(self):
-        """Whether a BatchNormalization can be multiplied into the weights: the class defines `scaled`."""
+    def is_scalable(self, layer):
+        """Whether a BatchNormalization can be multiplied into the layer's weights: the class defines `scaled`."""
         return type(self).scaled is not Rule.scaled
 
 

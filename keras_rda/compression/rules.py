@@ -48,7 +48,7 @@ def read(analysis, flat):
 def forward(analysis, call):
     """Give the outputs of `call` their channels."""
     kind, rule = type(call.layer), _rule(call.layer)
-    if rule is None and isinstance(call.layer, layers.Layer) and passing.passes_each_alone(analysis, call):
+    if rule is None and isinstance(call.layer, layers.Layer) and passing.each_alone(analysis, call):
         return
     if rule is None:
         why = f" It {call.opaque}." if call.opaque else ""
@@ -111,7 +111,7 @@ RULES = {
     **dict.fromkeys([layers.ReLU, layers.LeakyReLU, layers.ELU], passing.elementwise),
     layers.Activation: passing.activation_layer,
     layers.Softmax: passing.softmax,
-    **dict.fromkeys([layers.LayerNormalization, layers.UnitNormalization], passing.tried),
+    **dict.fromkeys([layers.LayerNormalization, layers.UnitNormalization], passing.normalization),
     layers.RMSNormalization: MeanSquare(),
     layers.Rescaling: passing.rescaling,
     layers.Normalization: passing.own_channels,
@@ -178,7 +178,7 @@ INTERNAL = {
     "DotProductAttention": attention.dot_product_attention,
     "Reshape": Move("newshape"),
     **dict.fromkeys(
-        ("ExpandDims", "Flip", "GetItem", "Moveaxis", "Repeat", "Roll", "Split", "Squeeze", "Swapaxes", "Transpose"),
+        ("ExpandDims", "GetItem", "Moveaxis", "Repeat", "Split", "Squeeze", "Swapaxes", "Transpose"),
         rearrange,
     ),
     **dict.fromkeys(("LogSoftmax", "Softmax"), passing.softmax),

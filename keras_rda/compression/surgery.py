@@ -175,7 +175,7 @@ def _foldable(flat, analysis):
         before = producer and analysis.uses.get(id(producer.layer))
         if (
             before is not None
-            and before.rule.is_scalable
+            and before.rule.is_scalable(producer.layer)
             and uses[id(producer.layer)] == readers[call.inputs[0]] == 1
             and not {id(layer), id(producer.layer)} & analysis.walled.keys()
             and producer.layer.activation is keras.activations.linear

@@ -5,6 +5,7 @@ becomes a graph. Python may also branch on values, keep a state or draw numbers,
 graph is believed only where it computes on numbers what the layer does, on several draws, with different weights.
 """
 
+import contextlib
 import inspect
 import itertools
 import math
@@ -60,8 +61,9 @@ def _traced(layer, args, kwargs, tensors, used, batch_size):
         keras.Input(batch_shape=(tensor.shape[0] or batch_size, *tensor.shape[1:]), dtype=tensor.dtype)
         for tensor in tensors
     ]
-    with keras.StatelessScope() as scope, _keras.read_by_symbols(layer):
+    with keras.StatelessScope() as scope, contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(_keras.read_by_symbols(layer))
             outputs = _call(layer.call, args, kwargs, tensors, inputs)
         except Exception as error:  # whatever the user's code makes of symbolic tensors
             open_sizes = any(None in tensor.shape[1:] for tensor in tensors)
@@ -90,28 +92,25 @@ def _used(outputs, used):
     return list(itertools.compress(keras.tree.flatten(outputs), used))
 
 
-def of_each_alone(layer, args, kwargs, tensor, axis):
-    """What a layer makes of zeros, if it does the same to each channel alone; else None.
+def does_each_alone(call, tensor, axis, some=None):
+    """Whether a call does the same to each channel of `tensor`, the one among its arguments, alone.
 
-    Tried on several draws, with all channels and with some of them, in any order, and after the first draw with other
-    weights.
+    Tried on several draws, after the first with other weights: with all channels and with some of them, in any order;
+    in training too, where nothing random is within.
 
     Args:
-        layer, args, kwargs: As for `trace`.
-        tensor: The one tensor among the arguments.
         axis: That of the channels.
-
-    Returns:
-        An array of the tensor's shape; None too where it cannot be tried, or returns something of another shape.
+        some: Int array: the channels to try it with alone. By default half of them.
     """
-    number = tensor.shape[axis]
+    layer, number = call.layer, tensor.shape[axis]
     if number < 2 or "float" not in tensor.dtype:
-        return None
-    weights = []
+        return False
+    trains = _trains(layer, call.kwargs) and not _keras.is_random(layer)
 
-    def apply(values):
+    def apply(values, weights, options):
         with keras.StatelessScope(state_mapping=weights) as scope:
-            made = _call(layer, args, kwargs, [tensor], [keras.ops.convert_to_tensor(values)])
+            arguments = call.kwargs | options
+            made = _call(layer, call.args, arguments, [tensor], [keras.ops.convert_to_tensor(values)])
             if not weights and any(scope.get_current_value(variable) is not None for variable in layer.variables):
                 raise Untraceable("changes a state")
         made = keras.ops.convert_to_numpy(made)
@@ -121,18 +120,17 @@ def of_each_alone(layer, args, kwargs, tensor, axis):
 
     try:
         for seed, draw in enumerate(DRAWS):
-            random = np.random.default_rng(seed)
-            if seed == 1:
-                weights = _others(layer)
+            random, weights = np.random.default_rng(seed), _others(layer) if seed else []
             values = keras.ops.convert_to_numpy(_draw(tensor, SIZES[0], random, draw))
-            made, order = apply(values), random.permutation(number)
-            for some in (order, order[: (number + 1) // 2]):
-                if not _are_close(made.take(some, axis), apply(values.take(some, axis))):
-                    return None
-        weights = []
-        return apply(np.zeros_like(values))
+            order = random.permutation(number)
+            for options in ({}, {"training": True})[: 1 + trains]:
+                made = apply(values, weights, options)
+                for subset in (order, order[: (number + 1) // 2] if some is None else some):
+                    if not _are_close(made.take(subset, axis), apply(values.take(subset, axis), weights, options)):
+                        return False
+        return True
     except Exception:  # whatever a layer makes of fewer channels
-        return None
+        return False
 
 
 def as_attention(layer, args, kwargs, is_tensor):
@@ -197,14 +195,18 @@ def _check(layer, args, kwargs, tensors, model, used):
             raise Untraceable(f"cannot be tried on numbers ({first_line(failure)})")
         if not _are_close(theirs, ours):
             raise Untraceable("computes something else than its graph: it draws numbers, or looks at values or weights")
-    trains = "training" in inspect.signature(layer.call).parameters and kwargs.get("training") is None
-    if trains and not _keras.is_random(layer):
+    if _trains(layer, kwargs) and not _keras.is_random(layer):
         try:
             alike = _are_close(*_both(layer, args, kwargs, tensors, model, used, values, weights, {"training": True}))
         except Exception as error:
             raise Untraceable(f"cannot be tried in training ({first_line(error)})") from error
         if not alike:
             raise Untraceable("computes something else in training than its graph")
+
+
+def _trains(layer, kwargs):
+    """Whether a call may do something else in training; Keras lets `fit` have its way where a graph says False."""
+    return "training" in inspect.signature(layer.call).parameters and not kwargs.get("training")
 
 
 def _others(layer):
