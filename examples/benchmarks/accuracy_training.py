@@ -19,6 +19,8 @@ FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zer
 CHOOSING = 0.4  # of these: `fine_tuning` chooses the zeros in them, and freezes them for the others
 CHOOSING_END = 0.9  # when σ reaches the target then
 CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
+# Of the epochs: from here to there the methods of `data.MULTIPLY_ADDS` choose, dense before and with what is left after.
+CHOOSING_CHANNELS = (0.4, 0.6)
 
 
 def sgd(task, steps, factor=1.0, kind=None):
@@ -151,6 +153,12 @@ def train(cell, watching=()):
         regularize(model, None)
         epochs = range(cell.epochs - tuning, cell.epochs)
         train_top1 = fit(model, sgd(task, trainer.steps * tuning), epochs)
+    elif cell.method in data.MULTIPLY_ADDS:
+        first, stop = (round(share * cell.epochs) for share in CHOOSING_CHANNELS)
+        fit(model, sgd(task, trainer.steps * cell.epochs), range(first))
+        steps, interval = trainer.steps * (stop - first), trainer.interval(int(0.9 * trainer.steps * (stop - first)))
+        target = keras_rda.TargetSparsity(cell.sparsity, end=0.9, interval=interval, of="multiply_adds")
+        fit(model, optimizer_for(cell.method, task, steps, model), range(first, stop), [target], interval)
     else:
         epochs = cell.epochs
         end = {"recipe": task.recipe.end, "fine_tuning": CHOOSING_END}.get(cell.method, 0.75)
@@ -167,8 +175,7 @@ def train(cell, watching=()):
         if cell.method in opponents.OPPONENTS:
             callbacks = [opponents.OPPONENTS[cell.method](cell.sparsity)]
         elif cell.method not in data.DENSE:
-            of = "multiply_adds" if cell.method in data.MULTIPLY_ADDS else "zeros"
-            callbacks = [keras_rda.TargetSparsity(cell.sparsity, end=end, interval=interval, of=of)]
+            callbacks = [keras_rda.TargetSparsity(cell.sparsity, end=end, interval=interval)]
         if cell.method == "acdc" or not callbacks:
             interval = None  # nothing acts within an epoch
         train_top1 = fit(model, optimizer, range(epochs), callbacks, interval)
@@ -184,6 +191,8 @@ def train(cell, watching=()):
         also["multiply_adds"] = report.total("multiply_adds")
     if cell.method == "channels":
         train_top1 = fit(model, sgd(task, trainer.steps * cell.epochs, 0.5), range(cell.epochs))
+    if cell.method in data.MULTIPLY_ADDS:
+        train_top1 = fit(model, sgd(task, trainer.steps * (cell.epochs - stop), 0.7), range(stop, cell.epochs))
     seconds = time.perf_counter() - start
     if cell.model:
         unfinished = pathlib.Path(cell.model).with_suffix(".part.keras")
