@@ -11,8 +11,9 @@ of the results file, so a run that was killed goes on where it stopped. `tfmot` 
 `fine_tuning` makes the dense model sparse in a quarter of the epochs more; `channels` makes whole channels of it zero
 in 0.4 of the epochs more, removes them, and trains what is left for as many epochs again. Their lines have the top-1 of
 that very dense model too. `channels_together`, `channels_by_cost` and `channels_by_kernel` take a share of the
-multiply-adds for σ and remove channels after three fifths of the epochs: `GroupL1` over all that reads a channel,
-weighed by size or by multiply-adds, or kernel by kernel, chooses them in the last third of these. `gmp`, `rigl` and `acdc` train with masks (opponents.py); their lines have their settings.
+multiply-adds for σ, and remove channels after half of the epochs: `GroupL1` over all that reads a channel, weighed by
+size or by multiply-adds, or kernel by kernel, chooses them from three tenths on. `gmp`, `rigl` and `acdc` train with
+masks (opponents.py); their lines have their settings.
 `bytes` is the LiteRT file of `export` (of `tfmot`: of TensorFlow's converter), in float32; there is none on JAX, whose
 runs need no TensorFlow if the data are arrays that `python -m examples.paper prepare` wrote.
 """

@@ -19,8 +19,8 @@ FINE_TUNING = 0.25  # of the epochs: the last of `l1_threshold`, with frozen zer
 CHOOSING = 0.4  # of these: `fine_tuning` chooses the zeros in them, and freezes them for the others
 CHOOSING_END = 0.9  # when σ reaches the target then
 CHANNELS = 0.4  # of the epochs, as many more for `channels` to choose what to remove
-# Of the epochs: from here to there the methods of `data.MULTIPLY_ADDS` choose, dense before and with what is left after.
-CHOOSING_CHANNELS = (0.4, 0.6)
+# Of the epochs: from here to there the methods of `data.MULTIPLY_ADDS` choose; dense before, after with what is left.
+CHOOSING_CHANNELS = (0.3, 0.5)
 
 
 def sgd(task, steps, factor=1.0, kind=None):
@@ -154,8 +154,10 @@ def train(cell, watching=()):
         epochs = range(cell.epochs - tuning, cell.epochs)
         train_top1 = fit(model, sgd(task, trainer.steps * tuning), epochs)
     elif cell.method in data.MULTIPLY_ADDS:
-        first, stop = (round(share * cell.epochs) for share in CHOOSING_CHANNELS)
-        fit(model, sgd(task, trainer.steps * cell.epochs), range(first))
+        first, stop = (int(share * cell.epochs) for share in CHOOSING_CHANNELS)
+        stop = max(stop, first + 1)
+        if first:
+            fit(model, sgd(task, trainer.steps * cell.epochs), range(first))
         steps, interval = trainer.steps * (stop - first), trainer.interval(int(0.9 * trainer.steps * (stop - first)))
         target = keras_rda.TargetSparsity(cell.sparsity, end=0.9, interval=interval, of="multiply_adds")
         fit(model, optimizer_for(cell.method, task, steps, model), range(first, stop), [target], interval)
@@ -192,7 +194,7 @@ def train(cell, watching=()):
     if cell.method == "channels":
         train_top1 = fit(model, sgd(task, trainer.steps * cell.epochs, 0.5), range(cell.epochs))
     if cell.method in data.MULTIPLY_ADDS:
-        train_top1 = fit(model, sgd(task, trainer.steps * (cell.epochs - stop), 0.7), range(stop, cell.epochs))
+        train_top1 = fit(model, sgd(task, trainer.steps * (cell.epochs - stop)), range(stop, cell.epochs))
     seconds = time.perf_counter() - start
     if cell.model:
         unfinished = pathlib.Path(cell.model).with_suffix(".part.keras")
