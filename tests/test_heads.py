@@ -165,6 +165,7 @@ def test_constants_that_differ_between_heads_are_walls():
 @pytest.mark.parametrize(("heads", "left"), [(1, 2), (4, 4)])
 def test_masks_that_are_the_same_for_all_heads(heads, left):
     inputs, mask = keras.Input((5, 8)), keras.Input((heads, 5, 5), dtype="bool")
+    added = keras.Input((heads, 5, 5))
     into = layers.EinsumDense("bqm,muh->bquh", (None, 4, 3), name="into")
     back = layers.EinsumDense("bquh,uhm->bqm", (None, 8), name="back")
     x = into(inputs)
@@ -172,11 +173,15 @@ def test_masks_that_are_the_same_for_all_heads(heads, left):
     models = [
         keras.Model([inputs, mask], back(ops.einsum("buqk,bkuh->bquh", scores, x))),
         keras.Model([inputs, mask], back(ops.dot_product_attention(x, x, x, mask=mask))),
+        keras.Model(
+            [inputs, added], back(ops.einsum("buqk,bkuh->bquh", ops.einsum("bquh,bkuh->buqk", x, x) + added, x))
+        ),
     ]
     zero(back.kernel, slice(0, 2))
     random = np.random.default_rng(0)
-    data = [random.normal(size=(2, 5, 8)).astype("float32"), np.tril(np.ones((2, heads, 5, 5), bool))]
+    x = random.normal(size=(2, 5, 8)).astype("float32")
     for model in models:
+        data = [x, np.tril(np.ones((2, heads, 5, 5), model.inputs[1].dtype))]
         smaller = keras_rda.compress(model)
         np.testing.assert_allclose(values([smaller(data)])[0], values([model(data)])[0], atol=1e-5)
         assert smaller.get_layer("into").get_weights()[0].shape == (8, left, 3)

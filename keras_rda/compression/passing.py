@@ -10,7 +10,7 @@ from keras_rda.compression import tracing
 from keras_rda.compression.activations import is_elementwise, is_finite, of_known
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
-from keras_rda.compression.walls import mixing, single, wall, zero_stays
+from keras_rda.compression.walls import mixing, opaque, single, wall, zero_stays
 from keras_rda.layer_facts import channel_axis
 
 layers = keras.layers
@@ -173,11 +173,16 @@ def merge(function):
             return mixing(analysis, call)
         out = call.outputs[0]
         sides = [analysis.channels[tensor] for tensor in tensors]
-        widest = max(sides, key=len)
+        # On which axis an opaque tensor has its channels, such as a mask, is open.
+        told = [side for tensor, side in zip(tensors, sides, strict=True) if tensor not in analysis.opaque]
+        widest = max(told or sides, key=len)
         axis, width = widest.axis, len(widest)
-        for tensor, side in zip(tensors, sides, strict=True):
+        for position, (tensor, side) in enumerate(zip(tensors, sides, strict=True)):
+            one = len(tensor.shape) > axis and tensor.shape[axis] == 1
+            if one and tensor in analysis.opaque and side.axis != axis:
+                side = sides[position] = opaque(analysis, tensor, f"'{call.name}' reads it for all channels", axis)
             alike = side.axis == axis and len(side) == width
-            alone = len(side) == 1 and len(tensor.shape) > axis and tensor.shape[axis] == 1
+            alone = len(side) == 1 and one
             if len(tensor.shape) != len(out.shape) or not width or not (alike or alone):
                 return wall(analysis, call, f"'{call.name}' combines tensors with channels on different axes")
         for side in sides:
