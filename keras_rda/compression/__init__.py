@@ -17,9 +17,10 @@ layers: a convolution `first` of 3 filters without bias, a batch normalisation, 
 >>> second = np.array([1.0, 10.0, 0.0]).reshape(1, 1, 3, 1)
 >>> model.get_layer("second").set_weights([second, np.array([7.0])])
 
-- `graph` reads the model as a list of *calls* of layers on tensors. A tensor has one *id* a channel. What must stay or
-  go together is tied and makes one *class*: the outputs of `first` and of `normalization`, which hands its channels on,
-  have the same three ids, so cutting a class cuts both layers.
+- `graph` reads the model as a list of *calls* of layers on tensors. A tensor has one *id* a channel (within attention a
+  head: `Channels.axis` says along which axis). What must stay or go together is tied and makes one *class*: the
+  outputs of `first` and of `normalization`, which hands its channels on, have the same three ids, so cutting a class
+  cuts both layers.
 - Forwards, each call meets its layer's rule (`rules`). That of a layer whose weights shrink with its channels (`rule`)
   registers a *use*: the layer with the channels of its inputs and outputs. Here there are three. Any other layer only
   passes channels on (`passing`), or is a *wall*: nothing that goes in is cut, and what comes out is *opaque*, which
