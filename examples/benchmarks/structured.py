@@ -107,7 +107,10 @@ def exported(cell, x_test, y_test):
 
 def table(lines):
     """A row a route: means over the seeds, and the standard deviation of what each seed's file has against dense."""
-    shown = Table(Column("route", no_wrap=True), title=f"{lines[0]['task']}, {lines[0]['epochs']} epochs; top-1 of the LiteRT files")
+    shown = Table(
+        Column("route", no_wrap=True),
+        title=f"{lines[0]['task']}, {lines[0]['epochs']} epochs; top-1 of the LiteRT files",
+    )
     figures = ("parameters", "multiply-adds / dense", "bytes", "ms", "time / dense", "seeds")
     for name in ("top-1, %", "lost, points", "σ, kernels", *figures):
         shown.add_column(name, justify="right")
