@@ -309,7 +309,7 @@ def test_structured(tmp_path):
     arguments = ("--task", "digits", "--seed", 0, "--epochs", 48, "--results", results, "--output", tmp_path)
     methods = ("recipe", "channels", "channels_by_kernel")
     output = run("benchmarks/structured.py", *arguments, "--method", *methods).stdout
-    assert re.search(r"│ channels │ +[\d.]+ │", output)
+    assert re.search(r"│ channels +│ +[\d.]+ │", output)
     lines = {line["method"]: line for line in map(json.loads, results.read_text().splitlines())}
     assert list(lines) == ["dense", *methods]
     dense, by_kernel = (lines[method]["multiply_adds"] for method in ("dense", "channels_by_kernel"))
