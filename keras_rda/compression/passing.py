@@ -133,12 +133,16 @@ def is_shared(array, axis, rank):
 
 def normalization(analysis, call):
     """A normalisation over some axes passes the channels on others."""
-    channels, axes = single(analysis, call), getattr(call.layer, "axis", -1)
-    rank = len(call.inputs[0].shape)
-    over = [axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])]
-    if channels is None or call.inputs[0] in analysis.opaque or channels.axis in over:
+    channels = single(analysis, call)
+    if channels is None or call.inputs[0] in analysis.opaque or channels.axis in normalized_axes(call):
         return mixing(analysis, call)
     analysis.channels[call.outputs[0]] = channels.unknown()
+
+
+def normalized_axes(call):
+    """The axes that a normalisation computes its statistics over, counted from the batch."""
+    axes, rank = call.layer.axis, len(call.inputs[0].shape)
+    return {axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])}
 
 
 def each_alone(analysis, call):

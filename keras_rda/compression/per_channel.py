@@ -45,10 +45,9 @@ class MeanSquare(OneTensorRule):
     """
 
     def __call__(self, analysis, call):
-        axes, (tensor,) = call.layer.axis, call.inputs
+        (tensor,) = call.inputs
         last = len(tensor.shape) - 1
-        over = {axis % len(tensor.shape) for axis in (axes if isinstance(axes, (list, tuple)) else [axes])}
-        if over != {last} or analysis.channels[tensor].axis != last:
+        if passing.normalized_axes(call) != {last} or analysis.channels[tensor].axis != last:
             return passing.normalization(analysis, call)
         if analysis.any_weights:  # whatever reads its outputs, it reads all of them itself
             return mixing(analysis, call)

@@ -48,9 +48,9 @@ def read(analysis, flat):
 def forward(analysis, call):
     """Give the outputs of `call` their channels."""
     kind, rule = type(call.layer), _rule(call.layer)
-    if rule is None and isinstance(call.layer, layers.Layer) and passing.each_alone(analysis, call):
-        return
     if rule is None:
+        if isinstance(call.layer, layers.Layer) and passing.each_alone(analysis, call):
+            return None
         why = f" It {call.opaque}." if call.opaque else ""
         if isinstance(call.layer, layers.Layer):
             analysis.notes.append(
