@@ -315,6 +315,42 @@ def test_subclassed_models(tmp_path):
         assert result.chosen.passed
 
 
+@pytest.fixture
+def policy(request):
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *("mixed_bfloat16", "mixed_float16"),
+        pytest.param("float64", marks=pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 by default")),
+    ],
+    indirect=True,
+)
+def test_layers_that_compute_in_another_precision_than_their_inputs(policy):
+    """Keras casts what a layer is given before its `call` sees it."""
+    x = np.random.default_rng(0).normal(size=(7, 10)).astype("float32")
+    model = Perceptron(name="perceptron")
+    model(x)
+    gone = kill_hidden(model)
+    smaller = keras_rda.compress(model)
+    assert smaller.inputs[0].dtype == model.variable_dtype
+    np.testing.assert_array_equal(*(array.astype("float32") for array in values([model(x), smaller(x)])))
+    assert smaller.count_params() == model.count_params() - gone * (10 + 1 + 5)
+
+    sequence = keras.Input((6, 4), dtype="float32")
+    model = keras.Model(sequence, Block()(sequence))
+    gone = kill_hidden(model)
+    smaller, report = keras_rda.compress(model, report=True)
+    assert not report.notes
+    x = np.random.default_rng(1).normal(size=(2, 6, 4)).astype("float32")
+    np.testing.assert_allclose(*(array.astype("float32") for array in values([model(x), smaller(x)])), rtol=1e-2)
+    assert smaller.count_params() == model.count_params() - gone * (4 + 1 + 4)
+
+
 def test_subclassed_models_of_several_inputs():
     model = Perceptron()
     data = {name: np.ones((3, 4), "float32") for name in "ab"}
@@ -336,25 +372,19 @@ class IndexModel(keras.Model):
         return self.head(layers.GlobalAveragePooling1D()(self.table(ids)))
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"], indirect=True)
 def test_subclassed_models_of_indices(policy):
     """Which bfloat16 would round to others."""
-    keras.config.set_dtype_policy(policy)
-    try:
-        model = IndexModel()
-        ids = np.array([[999, 1999, 3]], "int32")
-        model(ids)
-        smaller = keras_rda.compress(model)
-        assert smaller.inputs[0].dtype == "int32"
-        np.testing.assert_allclose(
-            *(array.astype("float32") for array in values([model(ids), smaller(ids)])), rtol=1e-2
-        )
-        several = IndexModel(several=True)
-        several({"a": ids, "b": 0 * ids})
-        with pytest.raises(ValueError, match=r"has several inputs, some of which may be indices\. Call it on a keras"):
-            keras_rda.compress(several)
-    finally:
-        keras.config.set_dtype_policy("float32")
+    model = IndexModel()
+    ids = np.array([[999, 1999, 3]], "int32")
+    model(ids)
+    smaller = keras_rda.compress(model)
+    assert smaller.inputs[0].dtype == "int32"
+    np.testing.assert_allclose(*(array.astype("float32") for array in values([model(ids), smaller(ids)])), rtol=1e-2)
+    several = IndexModel(several=True)
+    several({"a": ids, "b": 0 * ids})
+    with pytest.raises(ValueError, match=r"has several inputs, some of which may be indices\. Call it on a keras"):
+        keras_rda.compress(several)
 
 
 def test_subclassed_models_that_are_no_graph():

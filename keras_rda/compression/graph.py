@@ -124,9 +124,10 @@ def _symbolic(model):
 
 
 def _dtype(model, shape):
-    """The dtype of a subclassed model's inputs, which Keras does not keep: that of indices where it has a table."""
+    """The dtype of a subclassed model's inputs, which Keras does not keep: that of indices where it has a table, else
+    of its weights."""
     if not any(isinstance(layer, keras.layers.Embedding) for layer in flat_layers(model)):
-        return "float32"
+        return model.variable_dtype
     if not isinstance(shape, (tuple, list)) or not all(isinstance(size, (int, type(None))) for size in shape):
         raise tracing.Untraceable("has several inputs, some of which may be indices")
     return "int32"

@@ -45,8 +45,6 @@ def trace(layer, args, kwargs, is_tensor, used):
     if not _keras.sublayers(layer):
         raise Untraceable("has no layers within")
     tensors = distinct(args, kwargs, is_tensor)
-    if wrong := {t.dtype for t in tensors if "float" in t.dtype} - {layer.compute_dtype}:
-        raise Untraceable(f"computes in {layer.compute_dtype} on {', '.join(sorted(wrong))}")
     try:
         return _traced(layer, args, kwargs, tensors, used, None)
     except Untraceable:
@@ -64,7 +62,9 @@ def _traced(layer, args, kwargs, tensors, used, batch_size):
     with keras.StatelessScope() as scope, contextlib.ExitStack() as stack:
         try:
             stack.enter_context(_keras.read_by_symbols(layer))
-            outputs = _call(layer.call, args, kwargs, tensors, inputs)
+            # Before `call`, a layer makes all floats those that it computes with.
+            cast = [layer.dtype_policy.convert_input(x, layer.autocast, layer.input_dtype) for x in inputs]
+            outputs = _call(layer.call, args, kwargs, tensors, cast)
         except Exception as error:  # whatever the user's code makes of symbolic tensors
             open_sizes = any(None in tensor.shape[1:] for tensor in tensors)
             advice = "; call the model on an Input of fixed size" if open_sizes else ""
