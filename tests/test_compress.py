@@ -13,7 +13,7 @@ import keras_rda
 from keras_rda import output
 from keras_rda.compression import activations, rules
 
-layers = keras.layers
+layers, ops = keras.layers, keras.ops
 # JAX compiles every operation of every new shape; on it the random graphs stand for these.
 long_on_jax = pytest.mark.skipif(BACKEND != "tensorflow", reason="compiles for long on JAX; nothing here depends on it")
 
@@ -80,7 +80,22 @@ def kill_share(model, share=0.5, seed=0):
 
 # --- random graphs ---------------------------------------------------------------------------------------------------
 
+PADDINGS = [{"mode": "reflect"}, {}, {"constant_values": 1.0}]
 ACTIVATIONS = ["linear", "relu", "relu6", "tanh", "sigmoid", "softmax", "hard_silu", "elu"]
+
+
+class Halved(layers.Layer):
+    """Acts on each element alone, which only trying tells."""
+
+    def call(self, x):
+        return keras.ops.cos(x) / 2 + 0.5 * x
+
+
+class Odd(layers.Layer):
+    """Each element, but not all in the same way."""
+
+    def call(self, x):
+        return x * ops.arange(1, 1 + x.shape[-1], dtype="float32")
 
 
 class Builder:
@@ -145,6 +160,26 @@ class Builder:
             "quotient": lambda x: x / (layers.Conv2D(x.shape[-1], 1, activation="sigmoid")(x) + 0.5),
             "root": lambda x: keras.ops.sqrt(keras.ops.square(x) + 1.0),
             "operator reshape": lambda x: keras.ops.reshape(x, (-1, x.shape[2], x.shape[1], x.shape[3])),
+            "moved": lambda x: self.pick([keras.ops.flip, lambda x, axis: keras.ops.roll(x, 2, axis)])(
+                x, axis=self.pick([1, 2, -1])
+            ),
+            "padded": lambda x: keras.ops.pad(
+                x, ((0, 0), (1, 0), (0, 1), self.pick([(0, 0), (0, 0), (0, x.shape[-1] - 1)])), **self.pick(PADDINGS[small:])
+            ),
+            "where": lambda x: keras.ops.where(x > self.pick([0.0, other]), x, self.pick([0.1 * x, other, 1.0])),
+            "power": lambda x: (keras.ops.square(x) + 0.5) ** self.pick([other, -0.5, 2.0]),
+            "stack": lambda x: keras.ops.max(
+                keras.ops.stack([x, other], axis=self.pick([1, 3])), axis=self.pick([1, 2])
+            ),
+            "deviation": lambda x: x - keras.ops.std(x, axis=1, keepdims=True),
+            "pool by an operation": lambda x: self.pick([keras.ops.max_pool, keras.ops.average_pool])(
+                x, 2, strides=1, padding="same"
+            ),
+            "gated": lambda x: keras.ops.glu(keras.ops.concatenate([x, other], axis=-1)),
+            "products": lambda x: keras.ops.matmul(
+                keras.ops.softmax(keras.ops.matmul(x, keras.ops.transpose(other, (0, 1, 3, 2)))), self.pick([x, other])
+            ),
+            "own layer": lambda x: Halved()(x),
             "statistics of the batch": lambda x: layers.BatchNormalization()(x, training=self.pick([None, True])),
             "leaky": lambda x: keras.ops.leaky_relu(x),
             "dropout": lambda x: layers.Dropout(0.5)(x),
@@ -595,6 +630,89 @@ def dense_after(function, width=4):
 )
 def test_code_of_the_users_own(function):
     channels(dense_after(function))
+
+
+def adjacency(x):
+    return np.random.default_rng(3).random((x.shape[1], x.shape[1])).astype("float32")
+
+
+OPERATIONS = {
+    "flip": lambda x: ops.flip(x, axis=1),
+    "roll": lambda x: ops.roll(x, (1, 2), axis=(1, 2)),
+    "pad": lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 2), (0, 0))),
+    "pad by reflection": lambda x: ops.pad(x, ((0, 0), (1, 1), (0, 2), (0, 0)), mode="reflect"),
+    "power": lambda x: x**2 + ops.power(ops.square(x) + 1, 0.5),
+    "where": lambda x: ops.where(x > 0, x, 0.1 * x),
+    "stack": lambda x: ops.sum(ops.stack([x, ops.sin(x), ops.expm1(x)], axis=3), axis=3),
+    "deviation": lambda x: ops.concatenate([ops.std(x, axis=(1, 2)), ops.var(x, axis=(1, 2))], axis=-1),
+    "pool": lambda x: ops.max_pool(x, 2, strides=2) + ops.average_pool(x, 2, strides=2),
+    "resize": lambda x: ops.image.resize(x, (9, 9)),
+    "glu": lambda x: ops.glu(ops.concatenate([x, x], axis=-1)),
+    "matrices": lambda x: ops.matmul(ops.softmax(ops.matmul(x, ops.swapaxes(x, 2, 3))), x),
+    "matrix, constant": lambda x: ops.matmul(adjacency(x), x),
+    "matrix, of another": lambda x: ops.matmul(layers.Dense(x.shape[1], name="scores")(ops.stop_gradient(x)), x),
+    "matrix, transposed": lambda x: ops.matmul(ops.swapaxes(x, 2, 3), adjacency(x)),
+    "einsum, constant": lambda x: ops.einsum("bxyc,xz->bczy", x, adjacency(x)),
+    "layer of one's own": Halved(),
+    "lambda": layers.Lambda(lambda x: x * ops.sigmoid(x)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_pass_dead_channels_on(name):
+    inputs = keras.Input((6, 6, 3))
+    x = OPERATIONS[name](layers.Conv2D(8, 1, name="a")(inputs))
+    if name in ("matrix, transposed", "einsum, constant"):
+        x = ops.transpose(x, (0, 1, 3, 2)) if name.startswith("matrix") else ops.transpose(x, (0, 2, 3, 1))
+    model = keras.Model(inputs, layers.Dense(2, name="b")(x))
+    randomise(model, np.random.default_rng(0), zero_bias=0.0)
+    kill(model.get_layer("a"), [1, 2, 5])
+    model.get_layer("a").bias.assign(model.get_layer("a").bias * np.isin(range(8), [1, 2, 5], invert=True))
+    assert channels(model)[0]["a"] == (8, 5)
+    both = model.get_layer("b").kernel.shape[0] // 8
+    unread = np.where(np.tile(np.arange(8), both)[:, None] == 3, 0, model.get_layer("b").kernel)
+    model.get_layer("b").kernel.assign(unread)
+    # A sum over the channels reads all.
+    assert channels(model)[0]["a"] == (8, 5 if name == "matrices" or name == "matrix, of another" else 4)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: ops.flip(x, axis=-1),
+        lambda x: ops.roll(x, 6),
+        lambda x: ops.roll(x, x.shape[-1], axis=-1),
+        lambda x: ops.pad(x, ((0, 0), (0, 0), (0, 0), (1, 0))),
+        lambda x: ops.where(np.arange(6) > 2, x, -x),
+        lambda x: ops.where(x > ops.mean(x, axis=-1, keepdims=True), x, 0),
+        lambda x: ops.matmul(x, adjacency(x)),
+        lambda x: ops.matmul(x, x),
+        lambda x: ops.einsum("bxyc,cd->bxyd", x, adjacency(x)),
+        lambda x: ops.stack([x, x], axis=0)[0],
+        Odd(),
+    ],
+)
+def test_operations_that_mix_channels_are_walls(function):
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, layers.Dense(2)(function(layers.Conv2D(6, 1, name="a")(inputs))))
+    randomise(model, np.random.default_rng(0), zero_bias=0.0)
+    kill(model.get_layer("a"), [1, 2])
+    model.get_layer("a").bias.assign(model.get_layer("a").bias * np.isin(range(6), [1, 2], invert=True))
+    assert channels(model)[0]["a"] == (6, 6)
+
+
+def test_what_is_padded_with_a_number_is_not_zero():
+    inputs = keras.Input((4, 6, 3))
+    x = layers.Conv2D(4, 1, bias_initializer="ones", name="a")(inputs)
+    for padded in (
+        layers.Resizing(8, 8, pad_to_aspect_ratio=True, fill_value=2.0)(x),
+        ops.image.resize(x, (8, 8), pad_to_aspect_ratio=True, fill_value=2.0),
+        ops.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)), constant_values=2.0),
+    ):
+        model = keras.Model(inputs, layers.Dense(2)(padded))
+        kill(model.get_layer("a"), [0, 1, 2])
+        model.get_layer("a").bias.assign([0.0, 1.0, 2.0, 1.0])
+        channels(model)
 
 
 def test_reshapes_by_operators_are_cut():
@@ -1070,9 +1188,9 @@ def test_activations_of_all_kinds(name, tmp_path):
 
 
 def test_an_activation_is_tried_once_and_keras_own_never(monkeypatch):
-    tried, seems_elementwise = [], activations._seems_elementwise
+    tried, seems_elementwise = [], activations.seems_elementwise
     monkeypatch.setattr(
-        activations, "_seems_elementwise", lambda own, rank: tried.append((own, rank)) or seems_elementwise(own, rank)
+        activations, "seems_elementwise", lambda own, rank: tried.append((own, rank)) or seems_elementwise(own, rank)
     )
     own = [layers.Dense(16, activation=cubed) for _ in range(3)]
     keras_rda.compress(dead_half(*own, layers.Dense(16, activation=layers.LeakyReLU(0.1)), layers.Activation(cubed)))

@@ -478,14 +478,17 @@ def test_what_is_not_finite_everywhere_has_no_placeholders():
     assert heads_of(smaller) == 5
 
 
-def test_a_layer_of_another_framework_is_not_tried():
-    """On the last axis none of the user's own is: it may keep a state that Keras does not know."""
+def test_on_the_last_axis_a_layer_with_weights_is_not_tried():
+    """It mixes channels more often than not."""
     calls = []
 
     class Watched(layers.Layer):
+        def build(self, shape):
+            self.factor = self.add_weight(name="factor")
+
         def call(self, x):
             calls.append(x.shape)
-            return x * 2
+            return x * self.factor
 
     inputs = keras.Input((5, 4))
     model = keras.Model(inputs, layers.Dense(3)(Watched()(layers.Dense(6)(inputs))))

@@ -73,18 +73,15 @@ def is_elementwise(analysis, activation, rank):
         return True
     key = id(activation), rank
     if key not in analysis.elementwise:
-        analysis.elementwise[key] = _seems_elementwise(activation, rank)
+        if isinstance(activation, keras.layers.Layer):
+            activation = _weightless_copy(activation, rank)
+        analysis.elementwise[key] = activation is not None and seems_elementwise(activation, rank)
     return analysis.elementwise[key]
 
 
-def _seems_elementwise(activation, rank):
-    if isinstance(activation, keras.layers.Layer):
-        try:
-            activation = _weightless_copy(activation, rank)
-        except Exception:  # it cannot be made anew
-            return False
-        if activation is None:
-            return False
+def seems_elementwise(function, rank):
+    """Whether a function acts on each element of tensors of this rank alone, and on all in the same way, as far as
+    numbers show."""
     random = np.random.default_rng(0)
     x = random.choice([0.0, 1e-3, 1.0, 40.0], (2,) * (rank - 1) + (7,)) * random.normal(size=(2,) * (rank - 1) + (7,))
     order, changed = random.permutation(x.size), random.random(x.shape) > 0.5
@@ -92,7 +89,7 @@ def _seems_elementwise(activation, rank):
     def apply(array):
         # The user's own function may keep a state; and what it says about these inputs is not about the user's.
         with keras.StatelessScope(), warnings.catch_warnings(action="ignore"):
-            return ops.convert_to_numpy(activation(ops.convert_to_tensor(array.astype("float32"))))
+            return ops.convert_to_numpy(function(ops.convert_to_tensor(array.astype("float32"))))
 
     try:
         y = apply(x)
@@ -108,7 +105,10 @@ def _seems_elementwise(activation, rank):
 
 
 def _weightless_copy(activation, rank):
-    """An activation layer of the same kind, which may be tried; None if it has weights."""
-    copy = type(activation).from_config(activation.get_config())
-    copy(ops.zeros((2,) * rank))
+    """An activation layer of the same kind, which may be tried; None if it has weights, or cannot be made anew."""
+    try:
+        copy = type(activation).from_config(activation.get_config())
+        copy(ops.zeros((2,) * rank))
+    except Exception:  # whatever a layer of the user's own raises
+        return None
     return None if copy.weights or activation.weights else copy

@@ -1,8 +1,9 @@
-"""The rules of multi-head attention, and of the products of heads where it is written out."""
+"""The rules of multi-head attention, and of products of two tensors, such as those of heads where it is written out."""
 
 import inspect
 import itertools
 import math
+import string
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
 from keras_rda.compression.passing import is_shared
 from keras_rda.compression.rule import Rule, Use
-from keras_rda.compression.walls import mixing, opaque
+from keras_rda.compression.walls import mixing, opaque, zero_stays
 
 
 class Heads(Rule):
@@ -65,22 +66,63 @@ class Heads(Rule):
 
 
 def einsum(analysis, call):
-    """A product of two tensors that both have the channels, such as the heads of attention: "bqhd,bkhd->bhqk"."""
-    tensors, equation = call.inputs, call.layer.subscripts.replace(" ", "")
-    before, arrow, after = equation.partition("->")
+    """A sum of products of two tensors, such as "bqhd,bkhd->bhqk"."""
+    before, arrow, after = call.layer.subscripts.replace(" ", "").partition("->")
     before = before.split(",")
-    if not arrow or "." in equation or not len(before) == len(tensors) == len(call.args) == 2:
+    if not arrow or "." in "".join(before) or len(before) != 2:
         return mixing(analysis, call)
+    _sum_of_products(analysis, call, before, after)
+
+
+def matmul(analysis, call):
+    """A product of matrices, or of stacks of them: "xij,xjk->xik"."""
+    ranks = [len(getattr(operand, "shape", ())) for operand in call.args]
+    if min(ranks) < 2:
+        return mixing(analysis, call)
+    first, second, stacked = (string.ascii_uppercase[2:rank][::-1] for rank in (*ranks, max(ranks)))
+    _sum_of_products(analysis, call, [first + "ij", second + "jk"], stacked + "ik")
+
+
+def _sum_of_products(analysis, call, before, after):
+    """Two operands whose axes are the letters `before`, summed over those that are not in `after`."""
+    operands = call.args
     own = {
-        letters[analysis.channels[tensor].axis]
-        for letters, tensor in zip(before, tensors, strict=True)
-        if tensor not in analysis.opaque
+        position: letters[analysis.channels[operand].axis]
+        for position, (operand, letters) in enumerate(zip(operands, before, strict=True))
+        if isinstance(operand, Tensor) and operand not in analysis.opaque and len(analysis.channels[operand])
     }
-    letter = own.pop() if len(own) == 1 else ""
-    if not letter or not all(letter in letters for letters in (*before, after)):
+    if not own or any(len(set(letters)) < len(letters) for letters in before):
         return mixing(analysis, call)
-    axes = [letters.index(letter) for letters in before]
-    _product(analysis, call, tensors, axes, after.index(letter), factors=(0, 1))
+    letter, *others = set(own.values())
+    if not others and len(call.inputs) == 2 and all(letter in letters for letters in before):
+        if letter in after:
+            axes = [letters.index(letter) for letters in before]
+            return _product(analysis, call, operands, axes, after.index(letter), factors=(0, 1))
+        if len(own) == 2:
+            return _contraction(analysis, call)
+    for position, letter in reversed(own.items()):
+        if letter in after and letter not in before[1 - position]:
+            return _factor(analysis, call, operands[position], operands[1 - position], after.index(letter))
+    mixing(analysis, call)
+
+
+def _contraction(analysis, call):
+    """The sum goes over the channels of both operands: those that are zero in one of them add nothing."""
+    first, second = (analysis.channels[tensor] for tensor in call.inputs)
+    analysis.tie(first.ids, second.ids)
+    analysis.fragile(first.ids)  # placeholders that are not zero would count
+    zero = (first.constant == 0) | (second.constant == 0)
+    analysis.fix(first.ids[~zero], f"'{call.name}' sums over it")
+    (out,) = call.outputs
+    analysis.channels[out] = opaque(analysis, out, f"'{call.name}' mixes channels")
+
+
+def _factor(analysis, call, tensor, other, axis):
+    """The channels of one operand, each times the same of the `other` one, which is read whole."""
+    if isinstance(other, Tensor):
+        analysis.fix(analysis.channels[other].ids, f"'{call.name}' mixes channels")
+    channels = analysis.channels[tensor]
+    analysis.channels[call.outputs[0]] = Channels(axis, channels.ids, zero_stays(channels.constant))
 
 
 def dot_product_attention(analysis, call):

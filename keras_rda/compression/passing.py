@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_rda.compression import tracing
-from keras_rda.compression.activations import is_elementwise, is_finite, of_known
+from keras_rda.compression.activations import is_elementwise, is_finite, of_known, seems_elementwise
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
 from keras_rda.compression.walls import mixing, opaque, single, wall, zero_stays
@@ -56,7 +56,12 @@ def padding(layer, constant):
 
 
 def resizing(layer, constant):
-    return zero_stays(constant) if layer.pad_to_aspect_ratio else constant
+    return _padded(constant, layer.fill_value) if layer.pad_to_aspect_ratio else constant
+
+
+def _padded(constant, value):
+    """The constants behind what pads with a `value`."""
+    return np.where(constant == value, constant, np.nan)
 
 
 def elementwise(analysis, call):
@@ -78,6 +83,13 @@ def elementwise(analysis, call):
         return keras.ops.reshape(call.layer.call(*args, **kwargs), (-1,))
 
     analysis.channels[call.outputs[0]] = Channels(channels.axis, channels.ids, of_known(function, channels.constant))
+
+
+def comparison(analysis, call):
+    """Which elements are larger, as a mask: of floating-point numbers each channel's own."""
+    if any("float" not in tensor.dtype or tensor in analysis.opaque for tensor in call.inputs):
+        return mixing(analysis, call)
+    return merge(lambda constants: np.full(len(constants[0]), np.nan))(analysis, call)
 
 
 def cast(analysis, call):
@@ -149,21 +161,36 @@ def each_alone(analysis, call):
     """Pass channels through a layer whose kind does not tell, if it does the same to each alone, as far as numbers
     show; return whether it does. `compress` tries it again with those that stay.
 
-    On the last axis the user's own layers mix channels more often than not, and are not tried.
+    On the last axis the user's own layers mix channels more often than not. Of these only those are tried that have no
+    weights and seem to act on each element alone, such as activations.
     """
     channels = single(analysis, call)
     tensor = call.inputs[0] if channels else None
-    is_last = channels is None or channels.axis == len(tensor.shape) - 1
-    if is_last or tensor in analysis.opaque or call.masked or call in analysis.refused:
+    if channels is None or tensor in analysis.opaque or call.masked or call in analysis.refused:
         return False
-    if isinstance(call.layer, _OF_OTHERS):
+    is_last = channels.axis == len(tensor.shape) - 1
+    if isinstance(call.layer, _OF_OTHERS) or (is_last and not _is_elementwise(call, tensor)):
         return False
     if not tracing.does_each_alone(call, tensor, channels.axis):
         return False
     analysis.tried.append((call, channels))
     analysis.fragile(channels.ids)  # what it makes of a placeholder's value is not known
-    analysis.channels[call.outputs[0]] = channels.unknown()
+    if is_last:
+        elementwise(analysis, call)
+    else:
+        analysis.channels[call.outputs[0]] = channels.unknown()
     return True
+
+
+def _is_elementwise(call, tensor):
+    if call.layer.variables or call.outputs[0].shape != tensor.shape:
+        return False
+
+    def function(values):
+        args, kwargs = call.fill(lambda tensor: values)
+        return call.layer(*args, **kwargs)
+
+    return seems_elementwise(function, len(tensor.shape))
 
 
 def merge(function):
@@ -211,6 +238,14 @@ def of_constants(function):
     return known
 
 
+def where(constants):
+    """Of a condition and what is taken where it holds and where not; a number among the three is not here."""
+    if len(constants) != 3:
+        return np.full(len(constants[0]), np.nan)
+    condition, first, second = constants
+    return np.where(np.isnan(condition), np.where(first == second, first, np.nan), np.where(condition, first, second))
+
+
 def product(constants):
     with np.errstate(all="ignore"):
         result = np.prod([constant.astype("float32") for constant in constants], axis=0, dtype="float32")
@@ -236,6 +271,56 @@ def concatenate(analysis, call):
         constants = np.array([side.constant for side in sides])
         equal = (constants == constants[0]).all(axis=0)
         analysis.channels[out] = Channels(axis, sides[0].ids, np.where(equal, constants[0], np.nan))
+
+
+def stack(analysis, call):
+    """Tensors side by side along a new axis."""
+    sides = [analysis.channels[tensor] for tensor in call.inputs]
+    new, axis = call.layer.axis % len(call.outputs[0].shape), sides[0].axis
+    if not new or not len(sides[0]) or any(side.axis != axis or len(side) != len(sides[0]) for side in sides):
+        return wall(analysis, call, f"'{call.name}' joins tensors with channels on different axes")
+    for side in sides[1:]:
+        analysis.tie(sides[0].ids, side.ids)
+    constants = np.array([side.constant for side in sides])
+    equal = (constants == constants[0]).all(axis=0)
+    analysis.channels[call.outputs[0]] = Channels(
+        axis + (new <= axis), sides[0].ids, np.where(equal, constants[0], np.nan)
+    )
+
+
+def pad(analysis, call):
+    """Padding along other axes than the channels'."""
+    channels = single(analysis, call)
+    if channels is None:
+        return mixing(analysis, call)
+    widths = np.broadcast_to(call.layer.pad_width, (len(call.inputs[0].shape), 2))
+    if widths[channels.axis].any():
+        return wall(analysis, call, f"'{call.name}' adds channels")
+    constant = channels.constant
+    if call.layer.mode == "constant":  # the others pad with what is there
+        values = [value for value in (*call.args[1:], *call.kwargs.values()) if value is not None]
+        constant = _padded(constant, values[0] if values else 0)
+    analysis.channels[call.outputs[0]] = Channels(channels.axis, channels.ids, constant)
+
+
+def along(analysis, call):
+    """An operation that moves elements along its axes, if these are others than the channels'."""
+    channels, rank, axes = single(analysis, call), len(call.inputs[0].shape), call.layer.axis
+    axes = range(rank) if axes is None else axes if isinstance(axes, (list, tuple)) else [axes]
+    if channels is None or {channels.axis, 0} & {axis % rank for axis in axes}:
+        return mixing(analysis, call)
+    analysis.channels[call.outputs[0]] = channels
+
+
+def gated(analysis, call):
+    """One half of the channels, each times the sigmoid of one of the other half."""
+    channels = single(analysis, call, call.layer.axis % len(call.inputs[0].shape))
+    if channels is None:
+        return mixing(analysis, call)
+    first, second = np.split(channels.ids, 2)
+    analysis.tie(first, second)
+    constant = zero_stays(np.split(channels.constant, 2)[0])
+    analysis.channels[call.outputs[0]] = Channels(channels.axis, first, constant)
 
 
 def own_channels(analysis, call):

@@ -87,6 +87,7 @@ _MULTIPLY = passing.merge(passing.product)
 _MAXIMUM = passing.merge(passing.of_constants(lambda arrays: np.max(arrays, axis=0)))
 _DIVIDE = passing.merge(passing.of_constants(lambda arrays: arrays[0] / arrays[1]))
 _MINIMUM = passing.merge(passing.of_constants(lambda arrays: np.min(arrays, axis=0)))
+_POWER = passing.merge(passing.of_constants(lambda arrays: arrays[0] ** arrays[1]))
 
 
 def _named(*names):
@@ -170,11 +171,19 @@ INTERNAL = {
     "Maximum": _MAXIMUM,
     "Minimum": _MINIMUM,
     "Concatenate": passing.concatenate,
-    **dict.fromkeys(("Log", "Log1p", "Reciprocal", "Rsqrt", "Sqrt"), passing.fragile(passing.elementwise)),
+    "Power": passing.fragile(_POWER),
+    "Where": passing.merge(passing.where),
+    "Stack": passing.stack,
+    "Pad": passing.pad,
+    **dict.fromkeys(("Flip", "Roll"), passing.along),
+    **dict.fromkeys(
+        ("Log", "Log1p", "Log2", "Log10", "Reciprocal", "Rsqrt", "Sqrt"), passing.fragile(passing.elementwise)
+    ),
     **dict.fromkeys(("Cast", "ConvertToTensor"), passing.cast),
-    # These make or pass masks.
-    **dict.fromkeys(("Any", "Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), mixing),
+    "Any": mixing,
+    **dict.fromkeys(("Equal", "Greater", "GreaterEqual", "Less", "LessEqual", "NotEqual"), passing.comparison),
     "Einsum": attention.einsum,
+    "Matmul": attention.matmul,
     "DotProductAttention": attention.dot_product_attention,
     "Reshape": Move("newshape"),
     **dict.fromkeys(
@@ -185,12 +194,17 @@ INTERNAL = {
     "Mean": passing.reduce(zero_only=False),
     "Max": passing.reduce(zero_only=False),
     "Min": passing.reduce(zero_only=False),
-    "Sum": passing.reduce(zero_only=True),
+    **dict.fromkeys(("Sum", "Std", "Var"), passing.reduce(zero_only=True)),
+    **dict.fromkeys(("AveragePool", "MaxPool"), passing.spatial(passing.same)),
+    "Resize": passing.spatial(passing.resizing),
+    "Glu": passing.gated,
     **dict.fromkeys(
         (
-            *("Abs", "Absolute", "Celu", "Clip", "Elu", "Exp", "Gelu", "HardShrink", "HardSigmoid", "HardSilu"),
-            *("HardTanh", "LeakyRelu", "LogSigmoid", "Negative", "Relu", "Relu6", "Selu", "Sigmoid", "Sign", "Silu"),
-            *("SoftShrink", "Softplus", "Softsign", "Square", "Squareplus", "Tanh", "TanhShrink"),
+            *("Abs", "Absolute", "Arctan", "Ceil", "Celu", "Clip", "Copy", "Cos", "Elu", "Erf", "Exp", "Expm1"),
+            *("Floor", "Gelu", "HardShrink", "HardSigmoid", "HardSilu", "HardTanh", "LeakyRelu", "LogSigmoid"),
+            *("Negative", "Relu", "Relu6", "Round", "Selu", "Sigmoid", "Sign", "Silu", "Sin", "SoftShrink", "Softplus"),
+            *("Softsign", "SparsePlus", "SparseSigmoid", "Square", "Squareplus", "StopGradient", "Tanh", "TanhShrink"),
+            *("Threshold", "Trunc"),
         ),
         passing.elementwise,
     ),
