@@ -154,8 +154,28 @@ def shapes_by_call(layer):
 @contextlib.contextmanager
 def read_by_symbols(layer):
     """Let a layer be called with symbolic tensors inside where Keras stands in the way, and be then as it was."""
-    with nodes_restored(layer), names_told_apart(layer), shapes_by_call(layer), calls_without_nodes(layer):
+    with (
+        nodes_restored(layer),
+        names_told_apart(layer),
+        shapes_by_call(layer),
+        calls_without_nodes(layer),
+        one_direction_after_the_other(layer),
+    ):
         yield
+
+
+@contextlib.contextmanager
+def one_direction_after_the_other(layer):
+    """Let a Bidirectional call its two layers: newer versions of Keras may compute what they do by another function."""
+    names = [name for name in dir(layer) if name.startswith("_can_attempt_fused_")]
+    names = names if isinstance(layer, keras.layers.Bidirectional) else []
+    try:
+        for name in names:
+            object.__setattr__(layer, name, lambda *_: False)
+        yield
+    finally:
+        for name in names:
+            vars(layer).pop(name)
 
 
 @contextlib.contextmanager

@@ -58,6 +58,7 @@ TABLE = {
     **_of(LayerFacts("filters", None, "outputs"), "SeparableConv1D", "SeparableConv2D"),
     **_of(LayerFacts("output_shape", None, "outputs"), "EinsumDense"),
     **_of(LayerFacts("num_heads", None, None), "MultiHeadAttention"),
+    **_of(LayerFacts("units", MIXING, "inputs"), "SimpleRNN", "GRU", "LSTM"),
     **_of(LayerFacts("output_dim", None, None), "Embedding"),
     **_of(LayerFacts(None, None, None), "PReLU"),
 }

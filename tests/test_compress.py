@@ -164,7 +164,9 @@ class Builder:
                 x, axis=self.pick([1, 2, -1])
             ),
             "padded": lambda x: keras.ops.pad(
-                x, ((0, 0), (1, 0), (0, 1), self.pick([(0, 0), (0, 0), (0, x.shape[-1] - 1)])), **self.pick(PADDINGS[small:])
+                x,
+                ((0, 0), (1, 0), (0, 1), self.pick([(0, 0), (0, 0), (0, x.shape[-1] - 1)])),
+                **self.pick(PADDINGS[small:]),
             ),
             "where": lambda x: keras.ops.where(x > self.pick([0.0, other]), x, self.pick([0.1 * x, other, 1.0])),
             "power": lambda x: (keras.ops.square(x) + 0.5) ** self.pick([other, -0.5, 2.0]),

@@ -74,6 +74,10 @@ class Rule(abc.ABC):
         """Bool (outputs,): which outputs have weights that are not zero. The report names the others that stay."""
         return np.ones(len(use.outputs), bool)
 
+    def holder(self, layer):
+        """The object with the activations, initialisers and the like that the layer's configuration names."""
+        return layer
+
     def config(self, config, use, cut):
         """The configuration of the smaller layer, from that of the layer."""
         return config

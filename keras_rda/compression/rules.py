@@ -15,6 +15,7 @@ from keras_rda.compression.einsum import Einsum
 from keras_rda.compression.linear import DEPTHWISE, Linear, Separable
 from keras_rda.compression.moving import Move, rearrange
 from keras_rda.compression.per_channel import MeanSquare, PerChannel, Table
+from keras_rda.compression.recurrent import Recurrent
 from keras_rda.compression.rule import Rule
 from keras_rda.compression.walls import mixing, opaque, wall
 
@@ -108,6 +109,9 @@ RULES = {
     layers.EinsumDense: Einsum(),
     layers.Embedding: Table(),
     layers.MultiHeadAttention: attention.Heads(),
+    layers.SimpleRNN: Recurrent(gates=1, candidate=0),
+    layers.GRU: Recurrent(gates=3, candidate=2),
+    layers.LSTM: Recurrent(gates=4, candidate=2),
     **dict.fromkeys([layers.BatchNormalization, layers.PReLU], PerChannel()),
     **dict.fromkeys([layers.ReLU, layers.LeakyReLU, layers.ELU], passing.elementwise),
     layers.Activation: passing.activation_layer,
@@ -152,7 +156,7 @@ RULES = {
     **dict.fromkeys(
         _named(
             *("GroupNormalization", "Dot", "Masking", "Attention", "AdditiveAttention", "TimeDistributed"),
-            *("Bidirectional", "LSTM", "GRU", "SimpleRNN", "RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
+            *("RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
         ),
         mixing,
     ),

@@ -79,12 +79,12 @@ def _remake(call, analysis, folds):
     use = analysis.uses.get(id(layer))
     if use is None or id(layer) in analysis.walled:
         return _copy(call, analysis)
-    config = {**layer.get_config(), "name": call.name}
+    config, holder = {**layer.get_config(), "name": call.name}, use.rule.holder(layer)
     # Initialisers are replaced by a quick one that fits any shape (the weights are set below); what is the user's own
     # code may have no configuration. The layer gets the originals once it is made.
-    initializers = [key for key in config if key.endswith("_initializer") and hasattr(layer, key)]
+    initializers = [key for key in config if key.endswith("_initializer") and hasattr(holder, key)]
     kept = [
-        key for key in config if key.endswith(("activation", "_regularizer", "_constraint")) and hasattr(layer, key)
+        key for key in config if key.endswith(("activation", "_regularizer", "_constraint")) and hasattr(holder, key)
     ]
     config.update(dict.fromkeys(initializers, "zeros") | dict.fromkeys(kept))
     cut = Cut(
@@ -104,11 +104,11 @@ def _remake(call, analysis, folds):
         config, cut.use_bias = use.rule.with_bias(config), True
     new = type(layer).from_config(config)
     for key in (*initializers, *kept):
-        value = getattr(layer, key)
+        value = getattr(holder, key)
         if isinstance(value, keras.layers.Layer):  # an activation, which is not shared
             arrays += [array[..., cut.keep_outputs] if array.shape[-1] > 1 else array for array in value.get_weights()]
             value = type(value).from_config(value.get_config())
-        setattr(new, key, value)
+        setattr(use.rule.holder(new), key, value)
     return new, arrays
 
 
