@@ -542,7 +542,7 @@ def test_backbone_of_any_size_is_counted():
     inputs = keras.Input((10, 10, 3))
     model = keras.Model(inputs, layers.GlobalAveragePooling2D()(backbone(inputs)))
     assert channels(model)[2].total("multiply_adds") == (64 * 3 * 9 * 4,) * 2
-    unknown = chain(layers.LSTM(3), layers.Dense(6, name="hidden"), layers.Dense(2), shape=(4, 3))
+    unknown = chain(layers.RNN(layers.LSTMCell(3)), layers.Dense(6, name="hidden"), layers.Dense(2), shape=(4, 3))
     kill(unknown.get_layer("hidden"), [0])
     report = channels(unknown)[2]
     assert report.total("multiply_adds") == (None, None)
