@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from helpers import BACKEND, values
-from test_compress import assert_same_outputs, randomise
+from test_compress import assert_same_outputs, kill, randomise
 
 import keras_rda
 from keras_rda.compression import classes
@@ -279,6 +279,27 @@ def test_sizes_that_are_not_known_may_be_fixed():
     smaller = keras_rda.compress(model)
     assert_same_outputs(model, smaller)
     assert smaller.count_params() == model.count_params() - 9 * gone
+
+
+@pytest.mark.parametrize("steps", [5, None])
+def test_time_distributed(steps):
+    """A dense layer is applied to the last axis of anything; for others the steps of all samples become samples."""
+    images = keras.Input((steps, 6, 6, 3))
+    x = layers.TimeDistributed(layers.Conv2D(8, 3, activation="relu", name="convolution"), name="steps")(images)
+    x = layers.TimeDistributed(layers.GlobalAveragePooling2D())(x)
+    x = layers.TimeDistributed(layers.Dense(6, "relu", name="hidden"))(x)
+    model = keras.Model(images, layers.GRU(4)(layers.TimeDistributed(layers.Dense(5, name="back"))(x)))
+    kill_hidden(model)
+    kill(model.get_layer("steps").layer, [0, 2, 4, 6])
+    smaller, report = keras_rda.compress(model, report=True)
+    x = np.random.default_rng(0).normal(size=(3, 5, 6, 6, 3)).astype("float32")
+    np.testing.assert_allclose(*values([model(x), smaller(x)]), rtol=1e-5, atol=1e-6)
+    cut = {row.name: row.channels for row in report.rows}
+    assert cut["hidden"] == (6, 3)
+    if steps:
+        assert cut["convolution"] == (8, 4)
+    else:  # Keras reshapes no two sizes that are not known
+        assert any("'steps': unknown" in note for note in report.notes)
 
 
 class Perceptron(keras.Model):

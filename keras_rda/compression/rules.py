@@ -155,7 +155,7 @@ RULES = {
     layers.RepeatVector: passing.repeat,
     **dict.fromkeys(
         _named(
-            *("GroupNormalization", "Dot", "Masking", "Attention", "AdditiveAttention", "TimeDistributed"),
+            *("GroupNormalization", "Dot", "Masking", "Attention", "AdditiveAttention"),
             *("RNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"),
         ),
         mixing,

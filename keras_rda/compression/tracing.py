@@ -45,16 +45,34 @@ def trace(layer, args, kwargs, is_tensor, used):
     if not _keras.sublayers(layer):
         raise Untraceable("has no layers within")
     tensors = distinct(args, kwargs, is_tensor)
-    try:
-        return _traced(layer, args, kwargs, tensors, used, None)
-    except Untraceable:
-        if all(tensor.shape[0] is not None for tensor in tensors):
-            raise
     # What is made for a batch of one, such as a mask, may do for any: the check tells.
-    return _traced(layer, args, kwargs, tensors, used, 1)
+    sizes = (None,) if all(tensor.shape[0] is not None for tensor in tensors) else (None, 1)
+    for function, size in itertools.product(_functions(layer), sizes):
+        try:
+            return _traced(layer, function, args, kwargs, tensors, used, size)
+        except Untraceable as error:
+            failure = error
+    raise failure
 
 
-def _traced(layer, args, kwargs, tensors, used, batch_size):
+def _functions(layer):
+    """What may compute the same as a layer: its call, but that of TimeDistributed is one of the layer within for each
+    step."""
+    if not isinstance(layer, keras.layers.TimeDistributed):
+        return [layer.call]
+
+    def inner(inputs, training=None, mask=None):
+        return layer.layer(inputs, **({} if training is None else {"training": training}))
+
+    def inner_of_samples(inputs, **options):
+        """The steps of all samples as samples."""
+        outputs = inner(keras.ops.reshape(inputs, (-1, *inputs.shape[2:])), **options)
+        return keras.ops.reshape(outputs, (-1, inputs.shape[1], *outputs.shape[1:]))
+
+    return [inner, inner_of_samples]
+
+
+def _traced(layer, function, args, kwargs, tensors, used, batch_size):
     inputs = [
         keras.Input(batch_shape=(tensor.shape[0] or batch_size, *tensor.shape[1:]), dtype=tensor.dtype)
         for tensor in tensors
@@ -64,7 +82,7 @@ def _traced(layer, args, kwargs, tensors, used, batch_size):
             stack.enter_context(_keras.read_by_symbols(layer))
             # Before `call`, a layer makes all floats those that it computes with.
             cast = [layer.dtype_policy.convert_input(x, layer.autocast, layer.input_dtype) for x in inputs]
-            outputs = _call(layer.call, args, kwargs, tensors, cast)
+            outputs = _call(function, args, kwargs, tensors, cast)
         except Exception as error:  # whatever the user's code makes of symbolic tensors
             open_sizes = any(None in tensor.shape[1:] for tensor in tensors)
             advice = "; call the model on an Input of fixed size" if open_sizes else ""
