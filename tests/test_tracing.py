@@ -298,8 +298,24 @@ def test_time_distributed(steps):
     assert cut["hidden"] == (6, 3)
     if steps:
         assert cut["convolution"] == (8, 4)
+        of_a_step = 16 * 27 * 8 + 8 * 6 + 6 * 5 + 12 * (5 + 4)
+        assert report.total("multiply_adds")[0] == 5 * of_a_step
     else:  # Keras reshapes no two sizes that are not known
         assert any("'steps': unknown" in note for note in report.notes)
+
+
+def test_windows_of_an_image_are_counted():
+    images = keras.Input((8, 8, 3))
+    windows = keras.ops.transpose(keras.ops.reshape(images, (-1, 2, 4, 2, 4, 3)), (0, 1, 3, 2, 4, 5))
+    windows = keras.ops.reshape(windows, (-1, 16, 3))  # four of each image
+    x = layers.MultiHeadAttention(2, 5)(windows, windows)
+    x = keras.ops.reshape(layers.Dense(6)(x), (-1, 4 * 16, 6))
+    model = keras.Model(images, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    attention = 16 * 4 * 3 * 10 + 2 * 16**2 * (5 + 5)
+    assert keras_rda.summary(model).multiply_adds[0] == 4 * (attention + 16 * 3 * 6) + 6 * 2
+    inputs = keras.Input((None, 3))
+    unknown = keras.Model(inputs, layers.Dense(2)(keras.ops.reshape(inputs, (-1, 4, 3))))
+    assert keras_rda.compress(unknown, report=True)[1].total("multiply_adds") == (None, None)
 
 
 class Perceptron(keras.Model):

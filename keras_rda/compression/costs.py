@@ -24,14 +24,15 @@ def positions(layer, calls):
         found = [_tokens(call.inputs[0].shape) for call in calls]
     else:
         found = [layer_facts.positions(layer, call.inputs[0].shape, call.outputs[0].shape) for call in calls]
-    return None if None in found else sum(found)
+    return _over_parts(found, calls)
 
 
 def attention(layer, calls):
     """What each head of multi-head attention multiplies besides its projections, with as many keys as queries; None
     where a shape is not known."""
     tokens = [_tokens(call.inputs[0].shape) for call in calls]
-    return None if None in tokens else sum(count**2 for count in tokens) * (layer.key_dim + layer.value_dim)
+    total = _over_parts([None if count is None else count**2 for count in tokens], calls)
+    return None if total is None else total * (layer.key_dim + layer.value_dim)
 
 
 def multiply_adds(layer, calls):
@@ -47,6 +48,12 @@ def multiply_adds(layer, calls):
         return None
     total = times * sum(math.prod(weight.shape) for weight in layer.weights if is_kernel(weight))
     return total + layer.num_heads * attention(layer, calls) if heads else total
+
+
+def _over_parts(numbers, calls):
+    """The sum over calls of a number for each entry of the batch; None where one, or how many entries, is not known."""
+    parts = [call.inputs[0].parts for call in calls]
+    return None if None in (*numbers, *parts) else sum(map(math.prod, zip(numbers, parts, strict=True)))
 
 
 def _tokens(shape):

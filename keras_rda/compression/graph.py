@@ -6,6 +6,7 @@ Keras' own graph has no public counterpart: `_keras` knows the private names.
 import dataclasses
 import inspect
 import itertools
+import math
 
 import keras
 
@@ -17,12 +18,14 @@ from keras_rda.compression import tracing
 class Tensor:
     """A symbolic tensor of the unrolled graph; `shape` has the batch first, None where unknown.
 
-    `optional`: an input of the model that may be None.
+    `optional`: an input of the model that may be None. `parts`: in how many entries of the batch one sample is, such as
+    the steps of a sequence or the windows of an image; None where that is not known.
     """
 
     shape: tuple
     dtype: str
     optional: bool = False
+    parts: int | None = 1
 
 
 @dataclasses.dataclass(eq=False)
@@ -228,7 +231,10 @@ class _Reader:
             except tracing.Untraceable as error:
                 reason = str(error)
         if inner is None:
-            outputs = [Tensor(tuple(spec.shape), spec.dtype) for spec in _outputs(node, layer, args, kwargs)]
+            outputs = [
+                Tensor(tuple(spec.shape), spec.dtype, parts=_parts(layer, args, kwargs, spec.shape))
+                for spec in _outputs(node, layer, args, kwargs)
+            ]
             self.calls.append(Call(layer, self._name(layer, prefix), args, kwargs, outputs, reason, masked))
         else:
             passed = {} if kwargs.get("training") is None else {"training": kwargs["training"]}
@@ -265,6 +271,18 @@ class _Reader:
 
 def _is_tensor(leaf):
     return isinstance(leaf, Tensor)
+
+
+def _parts(operation, args, kwargs, shape):
+    """The `Tensor.parts` of what an operation returns in this shape: `keras.ops.reshape` may divide a sample."""
+    given = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, Tensor)]
+    parts = [tensor.parts for tensor in given]
+    if None in parts:
+        return None
+    if isinstance(operation, keras.layers.Layer) or type(operation).__name__ != "Reshape" or None in shape[1:]:
+        return max(parts, default=1)
+    sizes = given[0].shape[1:]
+    return None if None in sizes else parts[0] * math.prod(sizes) // max(1, math.prod(shape[1:]))
 
 
 def _outputs(node, layer, args, kwargs):
