@@ -304,6 +304,50 @@ def test_time_distributed(steps):
         assert any("'steps': unknown" in note for note in report.notes)
 
 
+class Gate(layers.Layer):
+    """One half of the channels times the other, as in NAFNet."""
+
+    def call(self, x):
+        first, second = keras.ops.split(x, 2, axis=-1)
+        return first * second
+
+
+class Numbered(layers.Layer):
+    """Holds an array, as rotary positions do."""
+
+    def call(self, x):
+        return x * keras.ops.arange(1, 1 + x.shape[1], dtype="float32")[:, None]
+
+
+def test_layers_made_of_operations(tmp_path):
+    inputs = keras.Input((6, 4))
+    x = Gate(name="gate")(layers.Dense(16, name="a")(inputs))
+    y = layers.Dense(8, "tanh", name="b")(inputs)
+    distance = layers.Lambda(lambda pair: keras.ops.sum((pair[0] - pair[1]) ** 2, axis=1), name="distance")([x, y])
+    model = keras.Model(inputs, layers.Dense(2)(distance))
+    kill(model.get_layer("a"), [0, 3, 9])  # of the gate's channels 0, 3 and 1
+    kill(model.get_layer("b"), [0, 1, 2])
+    smaller, report = keras_rda.compress(model, report=True)
+    assert_same_outputs(model, smaller)
+    assert not report.notes
+    assert {row.name: row.channels for row in report.rows if row.channels} == {
+        "a": (16, 12),
+        "b": (8, 6),
+        "dense": (2, 2),
+    }
+    assert not any(isinstance(layer, (Gate, layers.Lambda)) for layer in smaller.layers)
+    smaller.save(tmp_path / "smaller.keras")  # without code of one's own
+    assert_same_outputs(smaller, keras.models.load_model(tmp_path / "smaller.keras"), tolerance=0)
+
+
+def test_layers_with_arrays_stay():
+    inputs = keras.Input((6, 4))
+    model = keras.Model(inputs, layers.Dense(2)(Numbered(name="numbered")(layers.Dense(8)(inputs))))
+    smaller, report = keras_rda.compress(model, report=True)
+    assert isinstance(smaller.get_layer("numbered"), Numbered)
+    assert any("It has no layers within" in note for note in report.notes)
+
+
 def test_windows_of_an_image_are_counted():
     images = keras.Input((8, 8, 3))
     windows = keras.ops.transpose(keras.ops.reshape(images, (-1, 2, 4, 2, 4, 3)), (0, 1, 3, 2, 4, 5))

@@ -74,6 +74,18 @@ def rearrange(analysis, call):
         analysis.channels[out] = Channels(axis, channels.ids[order], channels.constant[order])
 
 
+def split(analysis, call):
+    """Parts along an axis: where that is the channels', those at the same place in each part stay or go together."""
+    channels, rank = analysis.channels[call.inputs[0]], len(call.inputs[0].shape)
+    parts = call.layer.indices_or_sections
+    if call.layer.axis % rank != channels.axis or not isinstance(parts, int) or call.inputs[0] in analysis.opaque:
+        return rearrange(analysis, call)
+    sides = list(zip(np.split(channels.ids, parts), np.split(channels.constant, parts), strict=True))
+    for (ids, constant), out in zip(sides, call.outputs, strict=True):
+        analysis.tie(sides[0][0], ids)
+        analysis.channels[out] = Channels(channels.axis, ids, constant)
+
+
 def _moved(call, tensor, channels):
     """(axis, order) of every output: `order[i]` is the channel of the input that is the i-th there; (None, None) where
     channels do not lie along one axis. A batch that is not known counts as 2, any other size as 4."""

@@ -7,19 +7,13 @@ import keras
 import numpy as np
 
 from keras_rda.compression import tracing
-from keras_rda.compression.activations import is_elementwise, is_finite, of_known, seems_elementwise
+from keras_rda.compression.activations import is_elementwise, is_finite, of_known
 from keras_rda.compression.analysis import Channels
 from keras_rda.compression.graph import Tensor
 from keras_rda.compression.walls import mixing, opaque, single, wall, zero_stays
 from keras_rda.layer_facts import channel_axis
 
 layers = keras.layers
-# What these hold may have a state that Keras does not know, and that a call would change.
-_OF_OTHERS = tuple(
-    getattr(layers, name)
-    for name in ("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper")
-    if hasattr(layers, name)
-)
 
 
 def fragile(rule):
@@ -169,7 +163,9 @@ def each_alone(analysis, call):
     if channels is None or tensor in analysis.opaque or call.masked or call in analysis.refused:
         return False
     is_last = channels.axis == len(tensor.shape) - 1
-    if isinstance(call.layer, _OF_OTHERS) or (is_last and not _is_elementwise(call, tensor)):
+    if tracing.is_of_others(call.layer):
+        return False
+    if is_last and not tracing.acts_on_elements(call.layer, call.args, call.kwargs, tensor):
         return False
     if not tracing.does_each_alone(call, tensor, channels.axis):
         return False
@@ -180,17 +176,6 @@ def each_alone(analysis, call):
     else:
         analysis.channels[call.outputs[0]] = channels.unknown()
     return True
-
-
-def _is_elementwise(call, tensor):
-    if call.layer.variables or call.outputs[0].shape != tensor.shape:
-        return False
-
-    def function(values):
-        args, kwargs = call.fill(lambda tensor: values)
-        return call.layer(*args, **kwargs)
-
-    return seems_elementwise(function, len(tensor.shape))
 
 
 def merge(function):

@@ -13,7 +13,7 @@ import numpy as np
 from keras_rda.compression import attention, graph, passing
 from keras_rda.compression.einsum import Einsum
 from keras_rda.compression.linear import DEPTHWISE, Linear, Separable
-from keras_rda.compression.moving import Move, rearrange
+from keras_rda.compression.moving import Move, rearrange, split
 from keras_rda.compression.per_channel import MeanSquare, PerChannel, Table
 from keras_rda.compression.recurrent import Recurrent
 from keras_rda.compression.rule import Rule
@@ -190,8 +190,9 @@ INTERNAL = {
     "Matmul": attention.matmul,
     "DotProductAttention": attention.dot_product_attention,
     "Reshape": Move("newshape"),
+    "Split": split,
     **dict.fromkeys(
-        ("ExpandDims", "GetItem", "Moveaxis", "Repeat", "Split", "Squeeze", "Swapaxes", "Transpose"),
+        ("ExpandDims", "GetItem", "Moveaxis", "Repeat", "Squeeze", "Swapaxes", "Transpose"),
         rearrange,
     ),
     **dict.fromkeys(("LogSoftmax", "Softmax"), passing.softmax),

@@ -5,6 +5,7 @@ import collections
 import keras
 import numpy as np
 
+from keras_rda.compression import tracing
 from keras_rda.compression.graph import functional
 from keras_rda.compression.per_channel import normalization
 from keras_rda.compression.rule import Cut
@@ -122,7 +123,7 @@ def _copy(call, analysis):
         # Some layers keep data beside their weights, as a vocabulary, and others' configuration may not tell all. What
         # `quantize` made of a layer may have its weights in another order than a new one.
         unusual = hasattr(layer, "save_assets") or getattr(layer, "quantization_mode", None)
-        if not unusual and (_is_keras(layer) or _is_equal(call, new)):
+        if not unusual and (tracing.is_of_keras(layer) or _is_equal(call, new)):
             return new, layer.get_weights()
     except Exception:  # whatever a layer of the user's own raises when it is made or called
         pass
@@ -134,10 +135,6 @@ def _copy(call, analysis):
         if call.name != layer.name and alone:  # another layer has its name
             return keras.Sequential([layer], name=call.name), None
     return layer, None
-
-
-def _is_keras(layer):
-    return type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda)
 
 
 def _is_equal(call, new):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_rda import _keras
+from keras_rda.compression.activations import seems_elementwise
 
 # For sizes that are not known: of sequences and of images.
 SIZES = (8, 32, 64)
@@ -42,9 +43,41 @@ def trace(layer, args, kwargs, is_tensor, used):
     """
     if own := _keras.own_variables(layer):
         raise Untraceable(f"has weights of its own ({', '.join(variable.name for variable in own)})")
-    if not _keras.sublayers(layer):
-        raise Untraceable("has no layers within")
     tensors = distinct(args, kwargs, is_tensor)
+    if _keras.sublayers(layer):
+        return _graph(layer, args, kwargs, tensors, used)
+    # A layer of the user's own that acts on each element alone, or with arrays that it holds, is better left as it is:
+    # it may do the same to each channel alone.
+    unknown = not is_of_keras(layer) and not is_of_others(layer)
+    if unknown and not (len(tensors) == 1 and acts_on_elements(layer, args, kwargs, tensors[0])):
+        model = _graph(layer, args, kwargs, tensors, used)
+        others = (leaf for leaf in _keras.arguments_of_nodes(model) if not isinstance(leaf, keras.KerasTensor))
+        if all(math.prod(getattr(leaf, "shape", ())) <= 1 for leaf in others):
+            return model
+    raise Untraceable("has no layers within")
+
+
+def is_of_keras(layer):
+    """Whether a layer is one of Keras' own, of which the kind tells what it does."""
+    return type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.layers.Lambda)
+
+
+def is_of_others(layer):
+    """Whether a layer holds what is of another framework: it may have a state that Keras does not know, and that a call
+    would change."""
+    names = ("FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper")
+    return isinstance(layer, tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name)))
+
+
+def acts_on_elements(layer, args, kwargs, tensor):
+    """Whether a layer without weights acts on each element of `tensor`, the one among its arguments, alone, as far as
+    numbers show."""
+    if layer.variables or "float" not in tensor.dtype:
+        return False
+    return seems_elementwise(lambda values: _call(layer, args, kwargs, [tensor], [values]), len(tensor.shape))
+
+
+def _graph(layer, args, kwargs, tensors, used):
     # What is made for a batch of one, such as a mask, may do for any: the check tells.
     sizes = (None,) if all(tensor.shape[0] is not None for tensor in tensors) else (None, 1)
     for function, size in itertools.product(_functions(layer), sizes):
