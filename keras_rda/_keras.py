@@ -127,6 +127,12 @@ def is_random(layer):
     return any("seed_generator" in variable.path for variable in layer.variables)
 
 
+def draws(layer):
+    """Whether a layer, and none within, draws random numbers, as its states of them tell."""
+    within = {id(variable) for each in sublayers(layer) for variable in each.variables}
+    return any("seed_generator" in v.path and id(v) not in within for v in layer.variables)
+
+
 @contextlib.contextmanager
 def shapes_by_call(layer):
     """Let the layers within `layer` that override `call`, but not what tells the shape of its result, tell it by

@@ -709,6 +709,71 @@ def test_operations_that_mix_channels_are_walls(function):
     assert channels(model)[0]["a"] == (6, 6)
 
 
+class OwnOfSizes(layers.Layer):
+    """What it does to each element depends on sizes, or on where that is."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def call(self, x):
+        return self.function(x)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x / float(x.shape[1]),
+        lambda x: x * ops.cast(ops.shape(x)[2], x.dtype),
+        lambda x: x / ops.cast(ops.shape(x)[0], x.dtype),
+        lambda x: x * ops.cast(ops.expand_dims(ops.arange(x.shape[2]) < 3, -1), x.dtype),
+    ],
+)
+def test_what_depends_on_sizes(function):
+    """Neither a layer nor an activation of one's own is taken to act on each element alone then."""
+    inputs = keras.Input((5, 6, 3))
+    for x in (
+        OwnOfSizes(function)(layers.Conv2D(8, 1, name="a")(inputs)),
+        layers.Conv2D(8, 1, activation=function, name="a")(inputs),
+    ):
+        model = keras.Model(inputs, layers.Dense(2)(x))
+        kill(model.get_layer("a"), [0, 1, 2])
+        model.get_layer("a").bias.assign(np.full(8, 0.7))
+        channels(model)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: ops.where(x > 0, y, np.arange(8, dtype="float32")),
+        lambda x, y: ops.stack([x, y, np.ones((3, 4, 8), "float32")], axis=1),
+        lambda x, y: ops.concatenate([x, np.ones((3, 4, 8), "float32")], axis=1),
+        lambda x, y: ops.matmul(x, ops.swapaxes(layers.Dense(8)(y), 1, 2)),
+        lambda x, y: ops.reshape(ops.transpose(ops.reshape(x, (-1, 2, 8)), (0, 2, 1)), (-1, 2, 8, 2)),
+    ],
+    ids=["where", "stack", "concatenate", "matmul", "reshape"],
+)
+def test_arrays_and_parts_of_samples_beside_channels(function):
+    inputs = keras.Input(batch_shape=(3, 4, 6))
+    x, y = layers.Dense(8, name="a")(inputs), layers.Dense(8, name="b")(inputs)
+    model = keras.Model(inputs, layers.Dense(2, name="c")(function(x, y)))
+    for layer in (model.get_layer("a"), *(layer for layer in model.layers if layer.name == "b")):
+        kill(layer, [1, 2])
+    channels(model)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow broadcasts no axis that is summed over")
+def test_a_sum_over_channels_of_which_one_side_has_one():
+    inputs = keras.Input((4, 6))
+    x = layers.Dense(8, name="a")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(ops.einsum("bqd,bkd->bqk", x, layers.Dense(1)(x))))
+    kill(model.get_layer("a"), [1, 2])
+    channels(model)
+
+
 def test_what_is_padded_with_a_number_is_not_zero():
     inputs = keras.Input((4, 6, 3))
     x = layers.Conv2D(4, 1, bias_initializer="ones", name="a")(inputs)
@@ -1194,11 +1259,11 @@ def test_activations_of_all_kinds(name, tmp_path):
 def test_an_activation_is_tried_once_and_keras_own_never(monkeypatch):
     tried, seems_elementwise = [], activations.seems_elementwise
     monkeypatch.setattr(
-        activations, "seems_elementwise", lambda own, rank: tried.append((own, rank)) or seems_elementwise(own, rank)
+        activations, "seems_elementwise", lambda own, shape: tried.append((own, shape)) or seems_elementwise(own, shape)
     )
     own = [layers.Dense(16, activation=cubed) for _ in range(3)]
     keras_rda.compress(dead_half(*own, layers.Dense(16, activation=layers.LeakyReLU(0.1)), layers.Activation(cubed)))
-    assert tried == [(cubed, 2)]
+    assert tried == [(cubed, (2, 7))]
 
 
 def test_an_input_that_is_passed_through():

@@ -406,7 +406,7 @@ class Counting(layers.Layer):
     """Many heads count less."""
 
     def call(self, x):
-        return x * (2.0 if x.shape[2] >= 3 else 3.0)
+        return x * ops.full((x.shape[-1],), 2.0 if x.shape[2] >= 3 else 3.0)
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -415,7 +415,7 @@ class Even(layers.Layer):
 
     def call(self, x):
         assert x.shape[2] % 2 == 0
-        return 2 * x
+        return x * ops.full((x.shape[-1],), 2.0)
 
 
 @keras.saving.register_keras_serializable(package="tests")

@@ -340,6 +340,57 @@ def test_layers_made_of_operations(tmp_path):
     assert_same_outputs(smaller, keras.models.load_model(tmp_path / "smaller.keras"), tolerance=0)
 
 
+class DropPath(layers.Layer):
+    """Stochastic depth, as in examples of Keras: nothing where the model predicts."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator(1)
+
+    def call(self, x, training=None):
+        if not training:
+            return x
+        shape = (keras.ops.shape(x)[0], *[1] * (len(x.shape) - 1))
+        return x * keras.ops.floor(0.5 + keras.random.uniform(shape, seed=self.seed_generator))
+
+
+class Dropping(layers.Layer):
+    """A block that draws by itself."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden, self.seed_generator = layers.Dense(8, name="hidden"), keras.random.SeedGenerator(1)
+
+    def call(self, x, training=None):
+        x = self.hidden(x)
+        return keras.random.dropout(x, 0.5, seed=self.seed_generator) if training else x
+
+
+def test_layers_that_draw_in_training_stay():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2)(DropPath(name="path")(layers.Dense(8, name="hidden")(inputs))))
+    gone = kill_hidden(model)
+    smaller = keras_rda.compress(model)
+    assert_same_outputs(model, smaller)
+    assert isinstance(smaller.get_layer("path"), DropPath)
+    assert smaller.count_params() == model.count_params() - gone * (4 + 1 + 2)
+
+    model = keras.Model(inputs, layers.Dense(2)(Dropping(name="block")(layers.Dense(8)(inputs))))
+    smaller, report = keras_rda.compress(model, report=True)
+    assert isinstance(smaller.get_layer("block"), Dropping)
+    assert any("It draws numbers" in note for note in report.notes)
+
+
+def test_activity_regularizers_stay():
+    inputs = keras.Input((5, 4))
+    steps = layers.TimeDistributed(layers.Dense(4), activity_regularizer="l1", name="steps")
+    model = keras.Model(inputs, layers.Dense(2)(steps(inputs)))
+    smaller = keras_rda.compress(model)
+    x = np.ones((3, 5, 4), "float32")
+    model(x), smaller(x)
+    np.testing.assert_allclose(*values([sum(model.losses), sum(smaller.losses)]), rtol=1e-5)
+
+
 def test_layers_with_arrays_stay():
     inputs = keras.Input((6, 4))
     model = keras.Model(inputs, layers.Dense(2)(Numbered(name="numbered")(layers.Dense(8)(inputs))))
@@ -357,9 +408,11 @@ def test_windows_of_an_image_are_counted():
     model = keras.Model(images, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
     attention = 16 * 4 * 3 * 10 + 2 * 16**2 * (5 + 5)
     assert keras_rda.summary(model).multiply_adds[0] == 4 * (attention + 16 * 3 * 6) + 6 * 2
-    inputs = keras.Input((None, 3))
-    unknown = keras.Model(inputs, layers.Dense(2)(keras.ops.reshape(inputs, (-1, 4, 3))))
-    assert keras_rda.compress(unknown, report=True)[1].total("multiply_adds") == (None, None)
+    # Parts of samples of any length, three samples in two, and samples in pairs.
+    for inputs, shape in (((None, 3), (-1, 4, 3)), ((4, 3), (-1, 6, 3)), ((4, 3), (-1, 8, 3))):
+        inputs = keras.Input(inputs)
+        unknown = keras.Model(inputs, layers.Dense(2)(keras.ops.reshape(inputs, shape)))
+        assert keras_rda.summary(unknown).multiply_adds is None
 
 
 class Perceptron(keras.Model):

@@ -75,15 +75,16 @@ def is_elementwise(analysis, activation, rank):
     if key not in analysis.elementwise:
         if isinstance(activation, keras.layers.Layer):
             activation = _weightless_copy(activation, rank)
-        analysis.elementwise[key] = activation is not None and seems_elementwise(activation, rank)
+        shape = (2, *[5] * (rank - 2), 7)
+        analysis.elementwise[key] = activation is not None and seems_elementwise(activation, shape)
     return analysis.elementwise[key]
 
 
-def seems_elementwise(function, rank):
-    """Whether a function acts on each element of tensors of this rank alone, and on all in the same way, as far as
-    numbers show."""
+def seems_elementwise(function, shape):
+    """Whether a function acts on each element of tensors of this shape alone, and on all in the same way, whatever the
+    sizes are, as far as numbers show."""
     random = np.random.default_rng(0)
-    x = random.choice([0.0, 1e-3, 1.0, 40.0], (2,) * (rank - 1) + (7,)) * random.normal(size=(2,) * (rank - 1) + (7,))
+    x = random.choice([0.0, 1e-3, 1.0, 40.0], shape) * random.normal(size=shape)
     order, changed = random.permutation(x.size), random.random(x.shape) > 0.5
 
     def apply(array):
@@ -96,7 +97,7 @@ def seems_elementwise(function, rank):
         others = (
             (apply(x.ravel()[order].reshape(x.shape)), y.ravel()[order].reshape(y.shape)),
             (np.where(changed, 0, apply(np.where(changed, x + 3, x))), np.where(changed, 0, y)),
-            (apply(x[..., 2:3]), y[..., 2:3]),
+            *((apply(x.take([-1], axis)), y.take([-1], axis)) for axis in range(x.ndim)),
         )
         # Rounded otherwise where processors take several elements at once.
         return all(a.shape == b.shape and np.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in others)

@@ -109,6 +109,8 @@ def _sum_of_products(analysis, call, before, after):
 def _contraction(analysis, call):
     """The sum goes over the channels of both operands: those that are zero in one of them add nothing."""
     first, second = (analysis.channels[tensor] for tensor in call.inputs)
+    if len(first) != len(second):  # of one, which is broadcast
+        return mixing(analysis, call)
     analysis.tie(first.ids, second.ids)
     analysis.fragile(first.ids)  # placeholders that are not zero would count
     zero = (first.constant == 0) | (second.constant == 0)

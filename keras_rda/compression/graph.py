@@ -281,8 +281,9 @@ def _parts(operation, args, kwargs, shape):
         return None
     if isinstance(operation, keras.layers.Layer) or type(operation).__name__ != "Reshape" or None in shape[1:]:
         return max(parts, default=1)
-    sizes = given[0].shape[1:]
-    return None if None in sizes else parts[0] * math.prod(sizes) // max(1, math.prod(shape[1:]))
+    sizes, size = given[0].shape[1:], math.prod(shape[1:])
+    total = 0 if None in sizes else parts[0] * math.prod(sizes)
+    return total // size if total and size and total % size == 0 else None
 
 
 def _outputs(node, layer, args, kwargs):

@@ -30,7 +30,10 @@ class Move(Rule):
             # Row-major order with the last dimension as it was: nothing but the other dimensions changes.
             axis, order = len(out.shape) - 1, np.arange(len(channels))
         else:
-            axis, order = (None, None) if None in tensor.shape[1:] else _moved(call, tensor, channels)[0]
+            try:
+                axis, order = (None, None) if None in tensor.shape[1:] else _moved(call, tensor, channels)[0]
+            except Exception:  # two samples do not fill it
+                axis = order = None
             if order is None:
                 return wall(analysis, call, f"'{call.name}' splits or joins channels")
         moved = Channels(axis, channels.ids[order], channels.constant[order])
@@ -88,10 +91,10 @@ def split(analysis, call):
 
 def _moved(call, tensor, channels):
     """(axis, order) of every output: `order[i]` is the channel of the input that is the i-th there; (None, None) where
-    channels do not lie along one axis. A batch that is not known counts as 2, any other size as 4."""
+    channels do not lie along one axis. A batch that is not known counts as two samples, any other size as 4."""
     shape = [1] * len(tensor.shape)
     shape[channels.axis] = len(channels)
-    whole = (tensor.shape[0] or 2, *(size or 4 for size in tensor.shape[1:]))
+    whole = (tensor.shape[0] or 2 * (tensor.parts or 1), *(size or 4 for size in tensor.shape[1:]))
     index = np.broadcast_to(np.arange(len(channels), dtype="int32").reshape(shape), whole)
     args, kwargs = call.fill(lambda tensor: keras.ops.convert_to_tensor(index))
     outputs = keras.tree.flatten(call.layer.call(*args, **kwargs))

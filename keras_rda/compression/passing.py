@@ -65,9 +65,8 @@ def elementwise(analysis, call):
     others = [*call.args, *call.kwargs.values()]
     if not isinstance(call.layer, layers.Layer):
         others += [value for name, value in vars(call.layer).items() if not name.startswith("_")]
-    arrays = [other for other in others if hasattr(other, "shape") and not isinstance(other, Tensor)]
     lists = [other for other in others if isinstance(other, (list, tuple, dict))]
-    if channels is None or lists or any(math.prod(array.shape) > 1 for array in arrays):
+    if channels is None or lists or _has_arrays(others):
         return wall(analysis, call, f"'{call.name}' combines tensors")
     shape = [1] * len(call.inputs[0].shape)
     shape[channels.axis] = len(channels)
@@ -77,6 +76,12 @@ def elementwise(analysis, call):
         return keras.ops.reshape(call.layer.call(*args, **kwargs), (-1,))
 
     analysis.channels[call.outputs[0]] = Channels(channels.axis, channels.ids, of_known(function, channels.constant))
+
+
+def _has_arrays(arguments):
+    """Whether there are arrays of several numbers beside `Tensor`s."""
+    arrays = [leaf for leaf in keras.tree.flatten(arguments) if hasattr(leaf, "shape") and not isinstance(leaf, Tensor)]
+    return any(math.prod(array.shape) > 1 for array in arrays)
 
 
 def comparison(analysis, call):
@@ -173,8 +178,8 @@ def each_alone(analysis, call):
     analysis.fragile(channels.ids)  # what it makes of a placeholder's value is not known
     if is_last:
         elementwise(analysis, call)
-    else:
-        analysis.channels[call.outputs[0]] = channels.unknown()
+        return call.outputs[0] not in analysis.opaque
+    analysis.channels[call.outputs[0]] = channels.unknown()
     return True
 
 
@@ -187,6 +192,8 @@ def merge(function):
             if len(call.outputs) == 1 and call.outputs[0].shape == tensors[0].shape:
                 return elementwise(analysis, call)
             return mixing(analysis, call)
+        if _has_arrays((call.args, call.kwargs)):
+            return wall(analysis, call, f"'{call.name}' combines tensors with an array")
         out = call.outputs[0]
         sides = [analysis.channels[tensor] for tensor in tensors]
         # On which axis an opaque tensor has its channels, such as a mask, is open.
@@ -239,38 +246,38 @@ def product(constants):
 
 
 def concatenate(analysis, call):
-    sides = [analysis.channels[tensor] for tensor in call.inputs]
+    sides = _joined(analysis, call)
     out = call.outputs[0]
     where = call.layer.axis % len(out.shape)
-    axis = sides[0].axis
-    if any(side.axis != axis or not len(side) for side in sides):
-        return wall(analysis, call, f"'{call.name}' joins tensors with channels on different axes")
-    if where != axis and any(len(side) != len(sides[0]) for side in sides):
-        return wall(analysis, call, f"'{call.name}' joins tensors with channels on different axes")
-    if where == axis:
+    if sides and where == sides[0].axis:
         ids, constant = (np.concatenate([getattr(side, name) for side in sides]) for name in ("ids", "constant"))
-        analysis.channels[out] = Channels(axis, ids, constant)
+        analysis.channels[out] = Channels(where, ids, constant)
     else:
-        for side in sides[1:]:
-            analysis.tie(sides[0].ids, side.ids)
-        constants = np.array([side.constant for side in sides])
-        equal = (constants == constants[0]).all(axis=0)
-        analysis.channels[out] = Channels(axis, sides[0].ids, np.where(equal, constants[0], np.nan))
+        _side_by_side(analysis, call, sides, 0)
 
 
 def stack(analysis, call):
     """Tensors side by side along a new axis."""
+    sides, new = _joined(analysis, call), call.layer.axis % len(call.outputs[0].shape)
+    _side_by_side(analysis, call, sides if new else [], int(bool(sides) and new <= sides[0].axis))
+
+
+def _joined(analysis, call):
+    """The `Channels` of tensors that are joined; none where they lie on different axes, or an array is among them."""
     sides = [analysis.channels[tensor] for tensor in call.inputs]
-    new, axis = call.layer.axis % len(call.outputs[0].shape), sides[0].axis
-    if not new or not len(sides[0]) or any(side.axis != axis or len(side) != len(sides[0]) for side in sides):
+    alike = all(side.axis == sides[0].axis and len(side) for side in sides)
+    return sides if alike and not _has_arrays((call.args, call.kwargs)) else []
+
+
+def _side_by_side(analysis, call, sides, moved):
+    """The same channels in all tensors, in the output on an axis that has `moved` so far."""
+    if not sides or any(len(side) != len(sides[0]) for side in sides):
         return wall(analysis, call, f"'{call.name}' joins tensors with channels on different axes")
     for side in sides[1:]:
         analysis.tie(sides[0].ids, side.ids)
     constants = np.array([side.constant for side in sides])
-    equal = (constants == constants[0]).all(axis=0)
-    analysis.channels[call.outputs[0]] = Channels(
-        axis + (new <= axis), sides[0].ids, np.where(equal, constants[0], np.nan)
-    )
+    constant = np.where((constants == constants[0]).all(axis=0), constants[0], np.nan)
+    analysis.channels[call.outputs[0]] = Channels(sides[0].axis + moved, sides[0].ids, constant)
 
 
 def pad(analysis, call):

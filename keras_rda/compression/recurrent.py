@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_rda.compression.activations import is_elementwise, of_known
+from keras_rda.compression.activations import is_elementwise, is_finite, of_known
 from keras_rda.compression.analysis import Reader
 from keras_rda.compression.graph import Tensor
 from keras_rda.compression.rule import OneTensorRule
@@ -25,12 +25,15 @@ class Recurrent(OneTensorRule):
         self.gates, self.candidate = gates, candidate
 
     def __call__(self, analysis, call):
-        layer = call.layer
-        if layer.stateful:
-            return wall(analysis, call, f"'{call.name}' keeps its state")
-        functions = [layer.activation, getattr(layer, "recurrent_activation", None)]
-        if not all(function is None or is_elementwise(analysis, function, 2) for function in functions):
-            return wall(analysis, call, f"an activation of '{call.name}' may mix channels")
+        layer, given = call.layer, (*call.args[1:], call.kwargs.get("initial_state"))
+        if layer.stateful or any(state is not None for state in given):
+            return wall(analysis, call, f"'{call.name}' keeps its state, or is given one")
+        if call.kwargs.get("training"):
+            return wall(analysis, call, f"'{call.name}' is called with training=True")
+        if not is_elementwise(analysis, layer.activation, 2) or not is_finite(
+            getattr(layer, "recurrent_activation", None)
+        ):
+            return wall(analysis, call, f"an activation of '{call.name}' may mix channels, or may not be finite")
         mask = call.kwargs.get("mask")
         if isinstance(mask, Tensor):  # of steps: whole, and as good for fewer channels
             analysis.fix(analysis.channels[mask].ids, f"a mask of '{call.name}'")
@@ -47,7 +50,7 @@ class Recurrent(OneTensorRule):
 
     def _stay_zero(self, layer, constant):
         """Bool (units,): which are zero at every step, for the constants of the inputs."""
-        if layer.activation is not None and of_known(layer.activation, np.zeros(1))[0] != 0:
+        if of_known(layer.activation, np.zeros(1))[0] != 0:
             return np.zeros(layer.units, bool)
         kernel, recurrent, bias = (array[:, self.candidate] != 0 for array in self._arrays(layer))
         zero = ~kernel[constant != 0].any(axis=0) & ~bias.any(axis=0)

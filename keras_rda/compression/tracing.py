@@ -43,6 +43,8 @@ def trace(layer, args, kwargs, is_tensor, used):
     """
     if own := _keras.own_variables(layer):
         raise Untraceable(f"has weights of its own ({', '.join(variable.name for variable in own)})")
+    if layer.activity_regularizer is not None:
+        raise Untraceable("has an activity regularizer")
     tensors = distinct(args, kwargs, is_tensor)
     if _keras.sublayers(layer):
         return _graph(layer, args, kwargs, tensors, used)
@@ -70,11 +72,12 @@ def is_of_others(layer):
 
 
 def acts_on_elements(layer, args, kwargs, tensor):
-    """Whether a layer without weights acts on each element of `tensor`, the one among its arguments, alone, as far as
-    numbers show."""
-    if layer.variables or "float" not in tensor.dtype:
+    """Whether a layer that has no weights and is made of no layers acts on each element of `tensor`, the one among its
+    arguments, alone, as far as numbers show."""
+    if _keras.own_variables(layer) or _keras.sublayers(layer) or "float" not in tensor.dtype:
         return False
-    return seems_elementwise(lambda values: _call(layer, args, kwargs, [tensor], [values]), len(tensor.shape))
+    shape = (2, *(size or SIZES[0] for size in tensor.shape[1:]))
+    return seems_elementwise(lambda values: _call(layer, args, kwargs, [tensor], [values]), shape)
 
 
 def _graph(layer, args, kwargs, tensors, used):
@@ -82,9 +85,13 @@ def _graph(layer, args, kwargs, tensors, used):
     sizes = (None,) if all(tensor.shape[0] is not None for tensor in tensors) else (None, 1)
     for function, size in itertools.product(_functions(layer), sizes):
         try:
-            return _traced(layer, function, args, kwargs, tensors, used, size)
+            model = _traced(layer, function, args, kwargs, tensors, used, size)
         except Untraceable as error:
             failure = error
+            continue
+        if _keras.draws(layer):
+            raise Untraceable("draws numbers")
+        return model
     raise failure
 
 
