@@ -95,7 +95,7 @@ def own_trainable_variables(layer):
 def own_variables(layer):
     """All variables of a layer without those of its sublayers, and without the states of random numbers."""
     found = [*own_trainable_variables(layer), *_private(layer, "_non_trainable_variables")]
-    return [variable for variable in found if "seed_generator" not in variable.path]
+    return [variable for variable in found if not _is_seed(variable)]
 
 
 def sublayers(layer):
@@ -124,13 +124,17 @@ def added_layers(attention):
 
 def is_random(layer):
     """Whether a layer or one within draws random numbers in training, as its states of them tell."""
-    return any("seed_generator" in variable.path for variable in layer.variables)
+    return any(_is_seed(variable) for variable in layer.variables)
 
 
 def draws(layer):
     """Whether a layer, and none within, draws random numbers, as its states of them tell."""
     within = {id(variable) for each in sublayers(layer) for variable in each.variables}
-    return any("seed_generator" in v.path and id(v) not in within for v in layer.variables)
+    return any(_is_seed(variable) and id(variable) not in within for variable in layer.variables)
+
+
+def _is_seed(variable):
+    return "seed_generator" in variable.path
 
 
 @contextlib.contextmanager

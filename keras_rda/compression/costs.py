@@ -53,7 +53,7 @@ def multiply_adds(layer, calls):
 def _over_parts(numbers, calls):
     """The sum over calls of a number for each entry of the batch; None where one, or how many entries, is not known."""
     parts = [call.inputs[0].parts for call in calls]
-    return None if None in (*numbers, *parts) else sum(map(math.prod, zip(numbers, parts, strict=True)))
+    return None if None in (*numbers, *parts) else sum(a * b for a, b in zip(numbers, parts, strict=True))
 
 
 def _tokens(shape):

@@ -1,7 +1,6 @@
 """Rules of layers and operations that pass channels on: nothing of theirs shrinks with the channels."""
 
 import dataclasses
-import math
 
 import keras
 import numpy as np
@@ -79,16 +78,14 @@ def elementwise(analysis, call):
 
 
 def _has_arrays(arguments):
-    """Whether there are arrays of several numbers beside `Tensor`s."""
-    arrays = [leaf for leaf in keras.tree.flatten(arguments) if hasattr(leaf, "shape") and not isinstance(leaf, Tensor)]
-    return any(math.prod(array.shape) > 1 for array in arrays)
+    return tracing.has_arrays(keras.tree.flatten(arguments), Tensor)
 
 
 def comparison(analysis, call):
     """Which elements are larger, as a mask: of floating-point numbers each channel's own."""
     if any("float" not in tensor.dtype or tensor in analysis.opaque for tensor in call.inputs):
         return mixing(analysis, call)
-    return merge(lambda constants: np.full(len(constants[0]), np.nan))(analysis, call)
+    return merge(unknown)(analysis, call)
 
 
 def cast(analysis, call):
@@ -118,17 +115,14 @@ def activation_layer(analysis, call):
 
 
 def softmax(analysis, call):
-    axes = call.layer.axis
-    if axes is None:  # over all of them
-        return mixing(analysis, call)
-    return _softmax_like(analysis, call, *(axes if isinstance(axes, (list, tuple)) else (axes,)))
+    return _softmax_like(analysis, call, call.layer.axis)
 
 
-def _softmax_like(analysis, call, *axes):
+def _softmax_like(analysis, call, axes):
     tensor, mask = call.inputs[0], call.kwargs.get("mask", call.args[1] if len(call.args) > 1 else None)
     channels, rank = analysis.channels[tensor], len(tensor.shape)
     alike = is_shared(mask, channels.axis, rank)
-    if not len(channels) or not alike or channels.axis in [axis % rank for axis in axes]:
+    if not len(channels) or not alike or channels.axis in axes_of(axes, rank):
         return mixing(analysis, call)
     analysis.channels[call.outputs[0]] = channels.unknown()
 
@@ -151,8 +145,14 @@ def normalization(analysis, call):
 
 
 def normalized_axes(call):
-    """The axes that a normalisation computes its statistics over, counted from the batch."""
-    axes, rank = call.layer.axis, len(call.inputs[0].shape)
+    """The axes that a normalisation computes its statistics over."""
+    return axes_of(call.layer.axis, len(call.inputs[0].shape))
+
+
+def axes_of(axes, rank):
+    """One axis or several, None for all, as a set counted from the batch."""
+    if axes is None:
+        return set(range(rank))
     return {axis % rank for axis in (axes if isinstance(axes, (list, tuple)) else [axes])}
 
 
@@ -167,9 +167,9 @@ def each_alone(analysis, call):
     tensor = call.inputs[0] if channels else None
     if channels is None or tensor in analysis.opaque or call.masked or call in analysis.refused:
         return False
-    is_last = channels.axis == len(tensor.shape) - 1
     if tracing.is_of_others(call.layer):
         return False
+    is_last = channels.axis == len(tensor.shape) - 1
     if is_last and not tracing.acts_on_elements(call.layer, call.args, call.kwargs, tensor):
         return False
     if not tracing.does_each_alone(call, tensor, channels.axis):
@@ -230,10 +230,14 @@ def of_constants(function):
     return known
 
 
+def unknown(constants):
+    return np.full(len(constants[0]), np.nan)
+
+
 def where(constants):
     """Of a condition and what is taken where it holds and where not; a number among the three is not here."""
     if len(constants) != 3:
-        return np.full(len(constants[0]), np.nan)
+        return unknown(constants)
     condition, first, second = constants
     return np.where(np.isnan(condition), np.where(first == second, first, np.nan), np.where(condition, first, second))
 
@@ -297,9 +301,8 @@ def pad(analysis, call):
 
 def along(analysis, call):
     """An operation that moves elements along its axes, if these are others than the channels'."""
-    channels, rank, axes = single(analysis, call), len(call.inputs[0].shape), call.layer.axis
-    axes = range(rank) if axes is None else axes if isinstance(axes, (list, tuple)) else [axes]
-    if channels is None or {channels.axis, 0} & {axis % rank for axis in axes}:
+    channels = single(analysis, call)
+    if channels is None or {channels.axis, 0} & axes_of(call.layer.axis, len(call.inputs[0].shape)):
         return mixing(analysis, call)
     analysis.channels[call.outputs[0]] = channels
 
@@ -350,10 +353,7 @@ def reduce(zero_only):
 
     def rule(analysis, call):
         channels = single(analysis, call)
-        rank = len(call.inputs[0].shape)
-        axes = call.layer.axis
-        axes = range(rank) if axes is None else axes if isinstance(axes, (list, tuple)) else [axes]
-        axes = {axis % rank for axis in axes}
+        axes = axes_of(call.layer.axis, len(call.inputs[0].shape))
         if channels is None or channels.axis in axes or 0 in axes or getattr(call.layer, "initial", None) is not None:
             return mixing(analysis, call)
         axis = channels.axis if call.layer.keepdims else channels.axis - sum(a < channels.axis for a in axes)

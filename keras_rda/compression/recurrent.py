@@ -40,8 +40,8 @@ class Recurrent(OneTensorRule):
             call = dataclasses.replace(call, kwargs={**call.kwargs, "mask": None})
         return super().__call__(analysis, call)
 
-    def holder(self, layer):
-        return layer.cell
+    def owner(self, layer, key):
+        return layer if key == "activity_regularizer" else layer.cell
 
     def outputs(self, analysis, layer, channels):
         ids = analysis.fresh(layer.units)
@@ -62,13 +62,10 @@ class Recurrent(OneTensorRule):
         """Kernel (inputs, gates, units), recurrent kernel (units, gates, units), and bias (rows, gates, units) in
         float64, zeros where the layer has none. The GRU's has two rows, of which the first belongs to the kernel."""
         cell, shape = layer.cell, (-1, self.gates, layer.units)
-        bias = np.zeros(self._bias_shape(layer)) if cell.bias is None else ops.convert_to_numpy(cell.bias)
+        rows = 2 if getattr(layer, "reset_after", False) else 1
+        bias = np.zeros((rows, *shape[1:])) if cell.bias is None else ops.convert_to_numpy(cell.bias)
         kernels = (ops.convert_to_numpy(kernel).reshape(shape) for kernel in (cell.kernel, cell.recurrent_kernel))
         return *kernels, bias.astype("float64").reshape(shape)
-
-    def _bias_shape(self, layer):
-        width = self.gates * layer.units
-        return (2, width) if getattr(layer, "reset_after", False) else (width,)
 
     def readers(self, use, name):
         kernel, recurrent, _ = ((array != 0).any(axis=1) for array in self._arrays(use.layer))
@@ -105,6 +102,6 @@ class Recurrent(OneTensorRule):
         arrays = [kernel, recurrent, *([bias] if cut.use_bias else [])]
         left = [(array * cut.need_outputs)[..., cut.keep_outputs] for array in arrays]
         shaped = [array.reshape(len(array), -1) for array in left]
-        if cut.use_bias and len(self._bias_shape(use.layer)) == 1:
+        if cut.use_bias and len(bias) == 1:  # Keras' has no axis of one row
             shaped[-1] = shaped[-1][0]
         return shaped

@@ -74,8 +74,8 @@ class Rule(abc.ABC):
         """Bool (outputs,): which outputs have weights that are not zero. The report names the others that stay."""
         return np.ones(len(use.outputs), bool)
 
-    def holder(self, layer):
-        """The object with the activations, initialisers and the like that the layer's configuration names."""
+    def owner(self, layer, key):
+        """The object that has what the entry `key` of the layer's configuration names, such as an activation."""
         return layer
 
     def config(self, config, use, cut):

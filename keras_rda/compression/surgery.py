@@ -80,14 +80,14 @@ def _remake(call, analysis, folds):
     use = analysis.uses.get(id(layer))
     if use is None or id(layer) in analysis.walled:
         return _copy(call, analysis)
-    config = {**layer.get_config(), "name": call.name}
+    config, owner = {**layer.get_config(), "name": call.name}, use.rule.owner
     # Initialisers are replaced by a quick one that fits any shape (the weights are set below); what is the user's own
     # code may have no configuration. The layer gets the originals once it is made.
-    initializers = [key for key in config if key.endswith("_initializer") and hasattr(_holder(use, layer, key), key)]
+    initializers = [key for key in config if key.endswith("_initializer") and hasattr(owner(layer, key), key)]
     kept = [
         key
         for key in config
-        if key.endswith(("activation", "_regularizer", "_constraint")) and hasattr(_holder(use, layer, key), key)
+        if key.endswith(("activation", "_regularizer", "_constraint")) and hasattr(owner(layer, key), key)
     ]
     config.update(dict.fromkeys(initializers, "zeros") | dict.fromkeys(kept))
     cut = Cut(
@@ -107,17 +107,12 @@ def _remake(call, analysis, folds):
         config, cut.use_bias = use.rule.with_bias(config), True
     new = type(layer).from_config(config)
     for key in (*initializers, *kept):
-        value = getattr(_holder(use, layer, key), key)
+        value = getattr(owner(layer, key), key)
         if isinstance(value, keras.layers.Layer):  # an activation, which is not shared
             arrays += [array[..., cut.keep_outputs] if array.shape[-1] > 1 else array for array in value.get_weights()]
             value = type(value).from_config(value.get_config())
-        setattr(_holder(use, new, key), key, value)
+        setattr(owner(new, key), key, value)
     return new, arrays
-
-
-def _holder(use, layer, key):
-    """The object that has what an entry of the layer's configuration says."""
-    return layer if key == "activity_regularizer" else use.rule.holder(layer)
 
 
 def _copy(call, analysis):

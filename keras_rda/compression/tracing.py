@@ -53,10 +53,14 @@ def trace(layer, args, kwargs, is_tensor, used):
     unknown = not is_of_keras(layer) and not is_of_others(layer)
     if unknown and not (len(tensors) == 1 and acts_on_elements(layer, args, kwargs, tensors[0])):
         model = _graph(layer, args, kwargs, tensors, used)
-        others = (leaf for leaf in _keras.arguments_of_nodes(model) if not isinstance(leaf, keras.KerasTensor))
-        if all(math.prod(getattr(leaf, "shape", ())) <= 1 for leaf in others):
+        if not has_arrays(_keras.arguments_of_nodes(model), keras.KerasTensor):
             return model
     raise Untraceable("has no layers within")
+
+
+def has_arrays(leaves, kind):
+    """Whether there are arrays of several numbers among arguments, beside the symbolic tensors of a `kind`."""
+    return any(math.prod(getattr(leaf, "shape", ())) > 1 for leaf in leaves if not isinstance(leaf, kind))
 
 
 def is_of_keras(layer):
@@ -85,13 +89,9 @@ def _graph(layer, args, kwargs, tensors, used):
     sizes = (None,) if all(tensor.shape[0] is not None for tensor in tensors) else (None, 1)
     for function, size in itertools.product(_functions(layer), sizes):
         try:
-            model = _traced(layer, function, args, kwargs, tensors, used, size)
+            return _traced(layer, function, args, kwargs, tensors, used, size)
         except Untraceable as error:
             failure = error
-            continue
-        if _keras.draws(layer):
-            raise Untraceable("draws numbers")
-        return model
     raise failure
 
 
@@ -143,6 +143,8 @@ def _traced(layer, function, args, kwargs, tensors, used, batch_size):
     if any(tensor.shape[0] is None for tensor in tensors):
         _keras.free_reshapes(model, batch_size)
     _check(layer, args, kwargs, tensors, model, used)
+    if _keras.draws(layer):  # in training, which is not compared then
+        raise Untraceable("draws numbers")
     return model
 
 
